@@ -1,0 +1,62 @@
+"""The one rich console: words and progress for the user, from rank zero only."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+T = TypeVar("T")
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def is_rank_zero() -> bool:
+    """Whether this process speaks: the first rank under torchrun, or the only process."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def say(message: str) -> None:
+    """Print one line (rich markup allowed) from rank zero."""
+    if is_rank_zero():
+        console.print(message)
+
+
+def warn(message: str) -> None:
+    """Print one warning line from rank zero."""
+    say(f"[yellow]warning:[/yellow] {message}")
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A rich progress display that is silent on other ranks and leaves cleanly on Ctrl-C."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=not is_rank_zero()) as progress:
+        yield progress
+
+
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yield from `items` under a progress bar."""
+    with progress_bar() as progress:
+        task = progress.add_task(description, total=total, note="")
+        for item in items:
+            yield item
+            progress.advance(task)

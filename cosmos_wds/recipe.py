@@ -1,0 +1,268 @@
+"""Recipe: how shards become a model and its rollouts (train, infer, eval). No torch here."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from cosmos_wds.config import (
+    Settings,
+    apply_overrides,
+    find_toml,
+    parse,
+    read_table,
+    shipped_folder,
+)
+from cosmos_wds.errors import ConfigError
+
+
+class DataSettings(Settings):
+    """Which shards, in which order, and where a broken sample leads."""
+
+    shards: str = "data/bridge/shards"
+    split: str = "train"
+    """The split that training reads."""
+    workers: int = 2
+    """Loader processes per rank; 0 decodes in the training process."""
+    pool: int = 4
+    """Episodes of a lane that are shuffled together and kept decoded."""
+    shard_group: int = 4
+    """Shards whose episodes are shuffled together."""
+    on_bad: Literal["error", "skip"] = "error"
+
+    def problems(self) -> Iterator[str]:
+        yield from _at_least(self, workers=0, pool=1, shard_group=1)
+
+
+class WindowSettings(Settings):
+    """The piece of an episode that one training sample holds."""
+
+    frames: int = 2
+    interval: int = 1
+    height: int = 256
+    width: int = 320
+    camera: int = 0
+
+    def problems(self) -> Iterator[str]:
+        if self.frames < 2:
+            yield (
+                f"frames = {self.frames}: a window holds one given frame and at least one to "
+                "generate; use 2 or more"
+            )
+        yield from _at_least(self, interval=1, camera=0)
+        for name, size in (("height", self.height), ("width", self.width)):
+            if size % 8 or size < 16:
+                nearest = max(16, 8 * round(size / 8))
+                yield f"{name} = {size}: sizes are multiples of 8, from 16; nearest is {nearest}"
+
+
+class ModelSettings(Settings):
+    """The network (spec.md section b). `size` names a file in recipes/models with these numbers."""
+
+    size: str = ""
+    base: str = ""
+    """Weights to start from: a file, a run's checkpoint, or the name of shipped weights."""
+    actions: Literal["none", "per_frame", "reference"] = "per_frame"
+    """How actions enter: not at all; ours (B_D and B_3D, one embedding per generated frame);
+    or as the reference does (B_3D of the first action only)."""
+    position_tables: bool = True
+    """The base's learnable position tables (spec.md b.6); the reference drops them."""
+    width: int = 4096
+    heads: int = 32
+    blocks: int = 28
+    adaln_rank: int = 256
+    text_width: int = 1024
+    """Width of the text tokens; 0 builds a network without cross-attention."""
+    latent_channels: int = 16
+    max_frames: int = 128
+    max_height: int = 120
+    """Rows of the position tables, in patches."""
+    max_width: int = 120
+    rope_ratio_t: float = 2.0
+    rope_ratio_h: float = 1.0
+    rope_ratio_w: float = 1.0
+
+    def problems(self) -> Iterator[str]:
+        yield from _at_least(self, width=8, heads=1, blocks=1, adaln_rank=1, text_width=0)
+        if self.heads > 0 and self.width % self.heads:
+            yield f"width = {self.width}: not a multiple of heads = {self.heads}"
+
+
+class TokenizerSettings(Settings):
+    """Pixels <-> latents."""
+
+    kind: Literal["cosmos", "patch"] = "cosmos"
+    """`cosmos`: NVIDIA's encoder.jit, decoder.jit and mean_std.pt in the folder `path`.
+    `patch`: the embedded one; taken from the base weights, else fitted on the shards."""
+    path: str = ""
+    patch: int = 4
+    """Pixels per side of one latent cell (`patch` only)."""
+    fit_frames: int = 512
+    """Frames that the closed-form fit looks at (`patch` only)."""
+
+
+class DiffusionSettings(Settings):
+    """EDM noise, conditioning and loss (spec.md section d)."""
+
+    p_mean: float = 0.0
+    """Mean and spread of ln(sigma) in training."""
+    p_std: float = 1.0
+    conditioning: Literal["given", "reference"] = "given"
+    """`given`: the first frame is always given; `reference`: in 40 % of the steps (spec.md d.4)."""
+    given_drop: float = 0.0
+    """Share of samples whose given frame is hidden."""
+    augment_mean: float = -3.0
+    """The given frame's noise: scale * exp(N(mean, std))."""
+    augment_std: float = 2.0
+    augment_scale: float = 1.0
+    loss_frames: Literal["generated", "all"] = "generated"
+    """What the mean runs over; `all` counts the zeroed given frame, as the reference does."""
+    action_drop: float = 0.0
+    """Share of samples whose actions are hidden, for guidance on actions."""
+
+    def problems(self) -> Iterator[str]:
+        for name in ("given_drop", "action_drop"):
+            if not 0 <= getattr(self, name) < 1:
+                yield f"{name} = {getattr(self, name)}: a share from 0 up to, not including, 1"
+        for name in ("p_std", "augment_std", "augment_scale"):
+            if getattr(self, name) < 0:
+                yield f"{name} = {getattr(self, name)}: must not be negative"
+
+
+class TrainSettings(Settings):
+    """Optimizer, schedule, checkpoints (spec.md d.6 to d.12)."""
+
+    steps: int = 2000
+    batch: int = 64
+    """Windows per optimizer step, over all ranks."""
+    accumulate: int = 1
+    """Micro-steps per optimizer step; batch / ranks must be a multiple of it."""
+    lr: float = 1e-4
+    warmup: int = 500
+    decay_to: float = 1.0
+    """The factor that lr reaches, linearly, at the last step; 1 keeps it constant."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-10
+    weight_decay: float = 0.1
+    decay: Literal["matrices", "all"] = "matrices"
+    clip: float = 1.0
+    ema_rate: float = 0.1
+    """Width of the power-function EMA, relative to the run's length (spec.md d.9)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 on a GPU that has it, float32 elsewhere."""
+    parallel: Literal["auto", "single", "ddp"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = False
+    save_every: int = 500
+    keep: int = 2
+    """Checkpoints kept besides the last; 0 keeps all."""
+    log_every: int = 10
+
+    def problems(self) -> Iterator[str]:
+        yield from _at_least(self, steps=1, batch=1, accumulate=1, save_every=1, log_every=1)
+        yield from _at_least(self, warmup=0, keep=0)
+        if self.warmup >= self.steps:
+            yield (
+                f"warmup = {self.warmup}: not shorter than steps = {self.steps}, so the learning "
+                f"rate would never be reached; use at most {max(0, self.steps // 4)}"
+            )
+        if self.lr <= 0 or self.eps <= 0:
+            yield f"lr = {self.lr}, eps = {self.eps}: both must be above zero"
+        if self.clip <= 0 or not 0 < self.ema_rate < 0.28:
+            yield f"clip = {self.clip} must be above 0; ema_rate = {self.ema_rate} in (0, 0.28)"
+
+
+class InferSettings(Settings):
+    """Rollouts (spec.md section f)."""
+
+    steps: int = 35
+    """Sampler steps per frame; one more denoiser call ends it."""
+    augment_sigma: float = 0.001
+    """Noise on the given frame."""
+    batch: int = 8
+    """Rollouts that run together."""
+    weights: Literal["ema", "reg"] = "ema"
+    noise: Literal["per_frame", "reference"] = "per_frame"
+    """`reference` uses the same noise for every frame of a rollout."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _at_least(self, steps=1, batch=1)
+        if not 0 <= self.augment_sigma < 0.002:
+            yield f"augment_sigma = {self.augment_sigma}: from 0 up to, not including, 0.002"
+
+
+class Recipe(Settings):
+    """One experiment: everything that training and rollouts need besides the shards."""
+
+    project: str = "posttraining"
+    group: str = "diffusion_video2world_action"
+    name: str = "unnamed"
+    output: str = "checkpoints"
+    """Root of the run folder output/project/group/name."""
+    seed: int = 0
+    data: DataSettings = Field(default_factory=DataSettings)
+    window: WindowSettings = Field(default_factory=WindowSettings)
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    tokenizer: TokenizerSettings = Field(default_factory=TokenizerSettings)
+    diffusion: DiffusionSettings = Field(default_factory=DiffusionSettings)
+    train: TrainSettings = Field(default_factory=TrainSettings)
+    infer: InferSettings = Field(default_factory=InferSettings)
+
+    def problems(self) -> Iterator[str]:
+        for key in ("project", "group", "name"):
+            value = getattr(self, key)
+            if not value or "/" in value or value.startswith("."):
+                yield f"{key} = {value!r}: one plain folder name"
+        spatial = 2 * (8 if self.tokenizer.kind == "cosmos" else self.tokenizer.patch)
+        for key in ("height", "width"):
+            size = getattr(self.window, key)
+            if size % spatial:
+                nearest = max(spatial, spatial * round(size / spatial))
+                yield (
+                    f"[window] {key} = {size}: tokenizer and network take multiples of {spatial}; "
+                    f"nearest is {nearest}"
+                )
+        if self.train.batch % self.train.accumulate:
+            yield (
+                f"[train] batch = {self.train.batch}: not a multiple of accumulate = "
+                f"{self.train.accumulate}"
+            )
+
+    @property
+    def run_folder(self) -> Path:
+        """Where a run of this recipe keeps its state."""
+        return Path(self.output) / self.project / self.group / self.name
+
+
+def _at_least(settings: Settings, **bounds: int) -> Iterator[str]:
+    for name, least in bounds.items():
+        value = getattr(settings, name)
+        if value < least:
+            yield f"{name} = {value}: must be {least} or more"
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by path or shipped name, with `section.key=value` overrides applied.
+
+    Raises ConfigError listing every problem at once.
+    """
+    path = find_toml(name, "recipes")
+    return recipe_from_table(apply_overrides(read_table(path), overrides), origin=str(path))
+
+
+def recipe_from_table(table: dict[str, Any], *, origin: str) -> Recipe:
+    """Build a recipe from a table, filling `[model]` from the size that it names."""
+    model = table.get("model")
+    if isinstance(model, dict) and model.get("size"):
+        table = {**table, "model": {**_size_table(str(model["size"]), origin), **model}}
+    return parse(Recipe, table, origin=origin)
+
+
+def _size_table(size: str, origin: str) -> dict[str, Any]:
+    folder = shipped_folder("recipes") / "models"
+    path = folder / f"{size}.toml"
+    if "/" in size or not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
+        raise ConfigError(f"{origin}: [model] size = {size!r}: no such size; known: {known}")
+    return read_table(path)

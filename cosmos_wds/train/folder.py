@@ -1,0 +1,142 @@
+"""The run folder: who may write to it, which recipe it belongs to, its metrics.
+
+    OUTPUT/PROJECT/GROUP/NAME/
+        recipe.toml            as resolved
+        contract.json          what the actions' numbers mean
+        tokenizer.safetensors  the embedded tokenizer, when the recipe uses it
+        metrics.jsonl          one line per `log_every` steps
+        bad_batch.json         only after a loss that was not finite
+        checkpoints/           checkpoint.py
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cosmos_wds.config import read_table, write_text
+from cosmos_wds.errors import CheckpointError, ConfigError
+from cosmos_wds.recipe import Recipe, recipe_from_table
+
+RECIPE, CONTRACT, TOKENIZER = "recipe.toml", "contract.json", "tokenizer.safetensors"
+METRICS, BAD_BATCH, CHECKPOINTS = "metrics.jsonl", "bad_batch.json", "checkpoints"
+
+FREE = {
+    *("project", "group", "name", "output"),
+    *("data.shards", "data.workers"),
+    *("train.accumulate", "train.parallel", "train.device", "train.compile"),
+    *("train.save_every", "train.keep", "train.log_every"),
+}
+"""Keys that a run may change on its way: where things lie, on which machine, how much is said.
+The shards are held to their digest instead. [infer] plays no part in training."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for one training at a time; a killed process gives it up by itself.
+
+    Raises CheckpointError when another process holds it or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held until the end)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: the run's folder cannot be written: {error.strerror}; choose another "
+            "`output` in the recipe, or mend its rights"
+        ) from None
+    with file:
+        _lock(file, folder)
+        yield
+
+
+def _lock(file: Any, folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks: two trainings at once go unnoticed there
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise CheckpointError(
+            f"{folder}: another training is writing here (process {file.read().strip() or '?'}); "
+            "wait for it, stop it, or give this run another `name`"
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+
+
+def flat(table: Mapping[str, Any]) -> dict[str, Any]:
+    """{"train": {"steps": 1}} -> {"train.steps": 1}."""
+    pairs: dict[str, Any] = {}
+    for key, value in table.items():
+        inner = flat(value) if isinstance(value, Mapping) else None
+        pairs.update({f"{key}.{k}": v for k, v in inner.items()} if inner else {key: value})
+    return pairs
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe saved with a run or with weights. Raises CheckpointError when it is missing."""
+    path = folder / RECIPE
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: missing, so the model's size is unknown; weights need the recipe.toml that "
+            "training wrote beside them"
+        )
+    try:
+        return recipe_from_table(read_table(path), origin=str(path))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def check_same_recipe(folder: Path, recipe: Recipe) -> None:
+    """Refuse to continue a run with other settings. Raises ConfigError naming the keys."""
+    saved = flat(read_recipe(folder).model_dump(mode="json"))
+    asked = flat(recipe.model_dump(mode="json"))
+    different = [
+        f"{key} = {asked.get(key)!r}, but the run was started with {saved.get(key)!r}"
+        for key in sorted({*saved, *asked} - FREE)
+        if not key.startswith("infer.") and saved.get(key) != asked.get(key)
+    ]
+    if different:
+        lines = "\n  ".join(different)
+        raise ConfigError(
+            f"{folder}: holds a run of another recipe; give the new one another `name`, or delete "
+            f"the folder\n  {lines}"
+        )
+
+
+class Metrics:
+    """metrics.jsonl: one JSON object per line, in order of the step."""
+
+    def __init__(self, path: Path, *, step: int) -> None:
+        """Open for appending after `step`; lines of later steps, which will come again, go."""
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        kept = [line for line in lines if _step_of(line) <= step] if step else []
+        write_text(path, "".join(f"{line}\n" for line in kept))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line; it is in the file when this returns."""
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Bring the lines to the disk, before a checkpoint that builds on them."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """End the file."""
+        self._file.close()
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; infinity for one that a kill cut short."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

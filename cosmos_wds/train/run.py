@@ -1,0 +1,197 @@
+"""Trained weights: find them, load them whole, and what belongs to them.
+
+Weights are named by a run's folder (its latest checkpoint), a file in it, a folder of weights with
+their recipe.toml, a bare file of NVIDIA's, or the name of weights that ship with the package.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from cosmos_wds.data.actions import NAMES, ActionContract
+from cosmos_wds.diffusion.edm import Denoiser
+from cosmos_wds.errors import CheckpointError, DataError
+from cosmos_wds.model.tokenizer import CosmosTokenizer, PatchTokenizer, Tokenizer
+from cosmos_wds.model.weights import load_state, read_state
+from cosmos_wds.recipe import Recipe, TokenizerSettings
+from cosmos_wds.train.checkpoint import checkpoint_file, latest_step
+from cosmos_wds.train.folder import CHECKPOINTS, CONTRACT, RECIPE, TOKENIZER, read_recipe
+
+SHIPPED = Path(__file__).parent.parent / "weights"
+MODEL = "model.safetensors"
+ACTION_PARTS = ("net.action_cond.", "net.action_shared.")
+"""What a base without actions lacks: the action embedders, then as the preset starts them."""
+
+Kind = Literal["ema", "reg"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where weights lie."""
+
+    file: Path
+    folder: Path | None
+    """The folder with their recipe.toml; None for a bare file."""
+    step: int | None = None
+    """Steps trained, when the file is a run's checkpoint."""
+
+    @property
+    def contract(self) -> ActionContract | None:
+        """The action contract beside the weights, if any. Raises CheckpointError if damaged."""
+        return read_contract(self.folder) if self.folder else None
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model, ready for rollouts."""
+
+    denoiser: Denoiser
+    """In evaluation mode, float32, on the device, without gradients."""
+    tokenizer: Tokenizer
+    recipe: Recipe
+    contract: ActionContract | None
+    """What the actions' numbers mean; None for a model without actions."""
+    place: Place
+    audit: str
+    """One sentence on which tensors were loaded."""
+
+
+def load_run(
+    where: str | Path, *, weights: Kind = "ema", device: torch.device | str = "cpu"
+) -> LoadedRun:
+    """Load trained weights with the recipe, tokenizer and action contract that lie beside them.
+
+    weights   the running average, or the weights as trained, where both are there
+    Raises CheckpointError when something is missing, damaged or of another model size.
+    """
+    place = find_weights(where, weights)
+    if place.folder is None:
+        raise CheckpointError(
+            f"{place.file}: no {RECIPE} beside it, so the model's size is unknown; name a run's "
+            "folder, or put the recipe.toml that training wrote next to the file"
+        )
+    recipe, contract = read_recipe(place.folder), place.contract
+    if contract is None and recipe.model.actions != "none":
+        raise CheckpointError(
+            f"{place.folder / CONTRACT}: missing, so it is unknown what the actions' numbers mean"
+        )
+    denoiser = build_denoiser(recipe, contract)
+    audit = load_state(denoiser, read_state(place.file), origin=str(place.file))
+    tokenizer = load_tokenizer(recipe.tokenizer, place.folder)
+    return LoadedRun(
+        denoiser=denoiser.eval().requires_grad_(False).to(device),
+        tokenizer=tokenizer.to(device),
+        recipe=recipe,
+        contract=contract,
+        place=place,
+        audit=audit,
+    )
+
+
+def find_weights(where: str | Path, weights: Kind = "ema") -> Place:
+    """Resolve a name of weights to their file. Raises CheckpointError when nothing is there."""
+    path = Path(where)
+    shipped = SHIPPED / str(where)
+    if not path.exists() and len(path.parts) == 1 and (shipped / MODEL).is_file():
+        path = shipped
+    if path.is_file():
+        return _place_of_file(path)
+    if path.is_dir():
+        return _place_of_folder(path, weights)
+    names = ", ".join(sorted(p.parent.name for p in SHIPPED.glob(f"*/{MODEL}"))) or "none"
+    raise CheckpointError(
+        f"{where}: no such run, checkpoint or weights; shipped with the package: {names}"
+    )
+
+
+def _place_of_file(path: Path) -> Place:
+    if path.suffix not in (".pt", ".safetensors"):
+        raise CheckpointError(f"{path}: not a checkpoint; weights are .pt or .safetensors files")
+    name = re.fullmatch(r"iter_(\d{9,})(_(?:reg|ema)_model)?\.(?:pt|safetensors)", path.name)
+    if name and not name[2]:
+        raise CheckpointError(
+            f"{path}: holds the run's state, not weights; name {path.stem}_ema_model.pt beside it"
+        )
+    folders = (path.parent, path.parent.parent) if path.parent.name == CHECKPOINTS else (path.parent,)
+    folder = next((f for f in folders if (f / RECIPE).is_file()), None)
+    return Place(path, folder, int(name[1]) if name else None)
+
+
+def _place_of_folder(path: Path, weights: Kind) -> Place:
+    if path.name == CHECKPOINTS and (path.parent / RECIPE).is_file():
+        path = path.parent
+    step = latest_step(path / CHECKPOINTS)
+    if step is not None:
+        file = checkpoint_file(path / CHECKPOINTS, step, f"_{weights}_model")
+        return Place(file, path, step)
+    for name in (MODEL, "model.pt"):
+        if (path / name).is_file():
+            return Place(path / name, path if (path / RECIPE).is_file() else None)
+    raise CheckpointError(
+        f"{path}: holds no checkpoint (no {CHECKPOINTS}/latest_checkpoint.txt and no {MODEL}); "
+        "a run's first one is written after [train] save_every steps"
+    )
+
+
+def build_denoiser(recipe: Recipe, contract: ActionContract | None) -> Denoiser:
+    """The network that a recipe describes, for the contract's number of action dimensions."""
+    dims = len(contract.names if contract else NAMES)
+    return Denoiser(recipe.model, recipe.diffusion, action_dims=dims)
+
+
+def load_base(denoiser: Denoiser, recipe: Recipe, place: Place) -> str:
+    """Load the weights to start from; returns the audit in one sentence.
+
+    A base without actions leaves the action embedders as they were initialised. Raises
+    CheckpointError for anything else that is missing or unexpected.
+    """
+    state = read_state(place.file)
+    has_actions = any("action_embedder" in name for name in state)
+    if not recipe.model.position_tables:  # the reference's choice (spec.md b.6)
+        state = {k: v for k, v in state.items() if "extra_pos_embedder" not in k}
+    return load_state(
+        denoiser,
+        state,
+        origin=str(place.file),
+        may_lack=() if has_actions else ACTION_PARTS,
+    )
+
+
+def check_contract(place: Place, contract: ActionContract) -> None:
+    """Refuse a base whose actions mean something else than the shards' do.
+
+    Raises CheckpointError naming the differing fields.
+    """
+    theirs = place.contract
+    if theirs is None or place.folder is None or theirs.digest == contract.digest:
+        return
+    if read_recipe(place.folder).model.actions == "none":
+        return
+    lines = "\n  ".join(theirs.differences(contract))
+    raise CheckpointError(
+        f"{place.folder}: its actions mean something else than the shards' (contract "
+        f"{theirs.digest} here, {contract.digest} there); shard the recordings with the same "
+        f"[actions], or start from another base\n  {lines}"
+    )
+
+
+def read_contract(folder: Path) -> ActionContract | None:
+    """The contract saved in a folder; None when there is none. CheckpointError if damaged."""
+    path = folder / CONTRACT
+    try:
+        return ActionContract.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError, DataError) as error:
+        raise CheckpointError(f"{path}: no readable action contract: {error}") from None
+
+
+def load_tokenizer(settings: TokenizerSettings, folder: Path) -> Tokenizer:
+    """The tokenizer that belongs to weights: the embedded one lies beside them."""
+    if settings.kind == "cosmos":
+        return CosmosTokenizer(Path(settings.path))
+    return PatchTokenizer.load(folder / TOKENIZER)

@@ -1,0 +1,149 @@
+"""Decoders that agree, damage that is seen, resize within one level of the reference."""
+
+import io
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from cosmos_wds.data.video import decode, probe, resize, write_video
+from cosmos_wds.errors import DataError
+from tests.conftest import moving_frames
+from tests.golden import read_golden
+
+av = pytest.importorskip("av")
+
+
+def encoded(frames, pix_fmt="yuv420p", codec="libx264", faststart=False, **tags):
+    """An mp4 in memory with colour tags of its own, as cameras and other tools write them."""
+    buffer = io.BytesIO()
+    options = {"movflags": "faststart"} if faststart else {}
+    with av.open(buffer, "w", format="mp4", options=options) as container:
+        stream = container.add_stream(codec, rate=5)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
+        for key, value in tags.items():
+            setattr(stream.codec_context, key, value)
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("pix_fmt", "tags"),
+    [
+        ("yuv420p", {}),
+        ("yuv420p", {"colorspace": 1}),  # BT.709
+        ("yuv420p", {"colorspace": 5}),  # BT.601
+        ("yuv420p", {"color_range": 2}),  # full range
+        ("yuvj420p", {}),
+        ("yuv422p", {}),
+        ("yuv444p", {}),
+    ],
+)
+def test_both_decoders_give_equal_pixels(pix_fmt, tags):
+    pytest.importorskip("decord")
+    video = encoded(moving_frames(9, 96, 144), pix_fmt, **tags)
+    one, two = decode(video, decoder="decord"), decode(video, decoder="pyav")
+    assert one.shape == (9, 96, 144, 3) and one.dtype == np.uint8
+    assert np.array_equal(one, two)
+
+
+def test_frames_are_picked_by_number_in_any_order(tmp_path):
+    path = tmp_path / "a.mp4"
+    write_video(path, moving_frames(30, 64, 96), fps=5, gop=10)
+    whole = decode(path)
+    for decoder in ("decord", "pyav"):
+        if decoder == "decord":
+            pytest.importorskip("decord")
+        picked = decode(path.read_bytes(), [29, 3, 3, 11], decoder=decoder)
+        assert np.array_equal(picked, whole[[29, 3, 3, 11]])
+        with pytest.raises(DataError, match=r"a\.mp4: frame 30 wanted, the video has 30"):
+            decode(path, [0, 30], decoder=decoder)
+
+
+def test_what_is_written_comes_back_and_equal_frames_give_equal_bytes(tmp_path):
+    frames = moving_frames(12, 64, 96)
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / "new" / name, frames, fps=5)
+    first, second = ((tmp_path / "new" / name).read_bytes() for name in ("a.mp4", "b.mp4"))
+    assert first == second
+    facts = probe(first)
+    assert (facts.frames, facts.height, facts.width, facts.fps) == (12, 64, 96, 5.0)
+    error = np.mean((decode(first).astype(float) - frames) ** 2)
+    assert 10 * np.log10(255**2 / error) > 30
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["a.mp4", "b.mp4"]
+
+
+def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path):
+    with pytest.raises(DataError, match="even heights and widths"):
+        write_video(tmp_path / "odd.mp4", np.zeros((2, 33, 48, 3), np.uint8))
+    with pytest.raises(DataError, match="at least one frame"):
+        write_video(tmp_path / "none.mp4", np.zeros((0, 32, 48, 3), np.uint8))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("faststart", [False, True])
+def test_every_cut_is_noticed(faststart):
+    video = encoded(moving_frames(12, 64, 96), faststart=faststart)
+    assert probe(video).frames == 12
+    for keep in (1, 10, 100, len(video) // 2, len(video) - 100, len(video) - 1):
+        with pytest.raises(DataError):
+            probe(video[:keep], name="cut")
+
+
+def test_a_flipped_byte_is_noticed():
+    noise = np.random.default_rng(0).integers(0, 255, (12, 64, 96, 3), dtype=np.uint8)
+    video = bytearray(encoded(noise))
+    middle = video.find(b"mdat") + 20_000
+    video[middle] ^= 0xFF
+    with pytest.raises(DataError):
+        probe(bytes(video))
+
+
+def test_errors_name_the_file_and_the_reason(tmp_path):
+    empty, text = tmp_path / "empty.mp4", tmp_path / "text.mp4"
+    empty.touch()
+    text.write_text("no video")
+    for reader in (probe, decode, lambda p: decode(p, decoder="pyav")):
+        with pytest.raises(DataError, match=r"empty\.mp4: empty video file"):
+            reader(empty)
+        with pytest.raises(DataError, match=r"gone\.mp4: no such video file"):
+            reader(tmp_path / "gone.mp4")
+        with pytest.raises(DataError, match=r"text\.mp4: "):
+            reader(text)
+    with pytest.raises(DataError, match="train-000000.tar: a.mp4: empty video"):
+        decode(b"", name="train-000000.tar: a.mp4")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts /proc/self/fd")
+def test_no_file_stays_open(tmp_path):
+    path = tmp_path / "a.mp4"
+    write_video(path, moving_frames(4, 32, 48))
+    (tmp_path / "cut.mp4").write_bytes(path.read_bytes()[:400])
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        probe(path)
+        decode(path)
+        decode(path, decoder="pyav")
+        with pytest.raises(DataError):
+            probe(tmp_path / "cut.mp4")
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize("case", ["aspect", "down_480x640", "same", "up"])
+def test_resize_is_within_one_level_of_the_reference(case):
+    golden, _ = read_golden("resize")
+    frames, wanted = (golden[f"{case}.{k}"].permute(0, 2, 3, 1).numpy() for k in ("in", "uint8"))
+    found = resize(frames, *wanted.shape[1:3])
+    assert found.shape == wanted.shape and found.dtype == np.uint8
+    assert np.abs(found.astype(int) - wanted).max() <= (0 if case == "same" else 1)
+
+
+def test_resize_takes_read_only_and_strided_frames():
+    frames = moving_frames(4, 64, 96)
+    frames.flags.writeable = False
+    wanted = resize(np.array(frames), 32, 48)
+    assert np.array_equal(resize(frames, 32, 48), wanted)
+    assert np.array_equal(resize(frames[::2], 32, 48), wanted[::2])
