@@ -15,7 +15,7 @@ def moving_frames(frames, height, width, seed=0):
     rows, columns = np.mgrid[:height, :width]
     pictures = np.empty((frames, height, width, 3), np.uint8)
     pictures[:] = np.stack([rows * 200 // height, columns * 200 // width, rows * 0 + 90], -1)
-    size = max(4, height // 4)
+    size = max(4, min(height, width) // 4)
     for color in rng.integers(60, 255, (3, 3)):
         start, step = rng.integers(0, (height, width)), rng.integers(1, 4, 2)
         for t in range(frames):
@@ -32,15 +32,24 @@ def tiny_states(frames, seed=0):
     return np.column_stack([pose, 0.5 + 0.5 * np.cos(np.arange(frames))])
 
 
-def write_episode(root, split, number, *, frames=8, height=32, width=48, cameras=1, **changes):
-    """One episode of the Bridge layout; `changes` replace keys of the annotation (None removes)."""
+def write_episode(
+    root, split, number, *, frames=8, height=32, width=48, cameras=1, grain=0, **changes
+):
+    """One episode of the Bridge layout; `changes` replace keys of the annotation (None removes).
+
+    `grain` adds noise, which makes videos large.
+    """
     root, seed = Path(root), int(number) if str(number).isdigit() else 0
     seed += 1000 * sum(split.encode())
     state = tiny_states(frames, seed)
     videos = []
     for camera in range(cameras):
         path = f"videos/{split}/{number}/rgb{camera or ''}.mp4"
-        write_video(root / path, moving_frames(frames, height, width, seed + camera), fps=5)
+        pictures = moving_frames(frames, height, width, seed + camera)
+        if grain:
+            noise = np.random.default_rng(seed).integers(0, grain, pictures.shape, np.uint8)
+            pictures = np.minimum(pictures, 255 - grain) + noise
+        write_video(root / path, pictures, fps=5)
         videos.append({"video_path": path})
     annotation = {
         "task": "robot_trajectory_prediction",

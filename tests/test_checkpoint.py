@@ -85,7 +85,9 @@ def test_full_disk_leaves_the_former_checkpoint(tmp_path, monkeypatch, failing):
         write_file(path, write)
 
     monkeypatch.setattr(checkpoint, "write_file", full)
-    with pytest.raises(CheckpointError, match=r"step 20 could not be written: No space.*step 10 is"):
+    with pytest.raises(
+        CheckpointError, match=r"step 20 could not be written: No space.*step 10 is"
+    ):
         save_checkpoint(tmp_path, 20, parts(20), keep=1)
     assert names(tmp_path) == before
     assert latest_step(tmp_path) == 10
@@ -201,14 +203,14 @@ SAVER = """
 
 @pytest.mark.slow
 def test_kill_at_any_moment_of_a_save(tmp_path):
-    """SIGKILL during endless saving, 12 times: what `latest` names always loads, all parts alike."""
+    """SIGKILL during endless saving, eight times: what `latest` names loads, all parts alike."""
     seen = 0
-    for attempt in range(12):
+    for attempt in range(8):
         saver = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(SAVER), str(tmp_path)], stdout=subprocess.PIPE
         )
         saver.stdout.readline()
-        time.sleep(0.03 + 0.0137 * attempt)
+        time.sleep(0.03 + 0.0193 * attempt)
         saver.send_signal(signal.SIGKILL)
         saver.wait()
         saver.stdout.close()
@@ -221,4 +223,4 @@ def test_kill_at_any_moment_of_a_save(tmp_path):
             assert (load_file(checkpoint_file(tmp_path, step, part))["a"] == step).all()
         remove_leftovers(tmp_path)
         assert not list(tmp_path.glob(".*"))
-    assert seen >= 6
+    assert seen >= 4

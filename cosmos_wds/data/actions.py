@@ -62,7 +62,9 @@ class ActionContract:
             raise DataError(f"action contract: {', '.join(what)}: unknown or missing key")
         contract = cls(**given)
         if stored not in (None, contract.digest):
-            raise DataError(f"action contract: digest {stored} is not its content's; was it edited?")
+            raise DataError(
+                f"action contract: digest {stored} is not its content's; was it edited?"
+            )
         return contract
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,16 +113,17 @@ class ActionContract:
     ) -> np.ndarray:
         """One window's actions in physical units, (frames-1, 7), from an episode's members.
 
-        `state` (T, 7), `action` (T-1, 7) as the shards hold them. A window that skips frames needs
-        states, because recorded commands of skipped steps cannot be added up.
+        `state` (T, 7), `action` (T-1, 7) as the shards hold them. Neighbouring frames take rows of
+        `action`, which are more precise than differences of float32 states. A window that skips
+        frames needs states, because recorded commands of skipped steps cannot be added up.
         """
-        if self.signal == "command":
-            if interval != 1:
-                raise DataError(
-                    f"interval = {interval}: recorded commands cannot be joined over skipped "
-                    'frames; use interval = 1, or shards with actions.signal = "state"'
-                )
-            return action[start : start + frames - 1]
+        if self.signal == "command" and interval != 1:
+            raise DataError(
+                f"interval = {interval}: recorded commands cannot be joined over skipped frames; "
+                'use interval = 1, or shards with actions.signal = "state"'
+            )
+        if interval == 1 and not self.accumulate:
+            return np.asarray(action[start : start + frames - 1], np.float64)
         picked = state[start : start + (frames - 1) * interval + 1 : interval]
         return relative_actions(picked, accumulate=self.accumulate)
 
@@ -128,7 +131,10 @@ class ActionContract:
 def rotation(euler: np.ndarray) -> np.ndarray:
     """Roll, pitch, yaw (..., 3) -> matrices (..., 3, 3): Rz(y) Ry(p) Rx(r)."""
     euler = np.asarray(euler, np.float64)
-    (sr, sp, sy), (cr, cp, cy) = np.moveaxis(np.sin(euler), -1, 0), np.moveaxis(np.cos(euler), -1, 0)
+    (sr, sp, sy), (cr, cp, cy) = (
+        np.moveaxis(np.sin(euler), -1, 0),
+        np.moveaxis(np.cos(euler), -1, 0),
+    )
     rows = (
         (cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr),
         (sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr),

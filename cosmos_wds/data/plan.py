@@ -24,7 +24,6 @@ import numpy as np
 from cosmos_wds.errors import DataError
 
 SHARDS, EPISODES, WINDOWS, REPLACEMENTS = range(4)  # what a hash is for
-REPLACEMENT_TRIES = 100
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

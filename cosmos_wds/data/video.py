@@ -35,9 +35,9 @@ class VideoFacts:
 
 
 @cache
-def default_decoder() -> Decoder:
-    """`decord` where it is installed, else `pyav`."""
-    return "decord" if find_spec("decord") else "pyav"
+def has_decord() -> bool:
+    """Whether decord is installed; it has no wheels for arm and macOS."""
+    return find_spec("decord") is not None
 
 
 def decode(
@@ -47,15 +47,22 @@ def decode(
     decoder: Decoder | None = None,
     name: str = "",
 ) -> np.ndarray:
-    """Frames of an mp4 (file or its bytes) as uint8 (T, H, W, 3); all of them when `frames` is None.
+    """Frames of an mp4 (file or its bytes) as uint8 (T, H, W, 3); all when `frames` is None.
 
-    `name` stands for the video in errors. Raises DataError when it cannot be decoded or is shorter
-    than a wanted frame.
+    Without a `decoder`, decord reads where it is installed, and PyAV what decord cannot: codecs
+    such as AV1, pictures 16, 24 or 48 pixels wide. `name` stands for the video in errors. Raises
+    DataError when it cannot be decoded or is shorter than a wanted frame.
     """
     name = name or (f"{len(source)} bytes" if isinstance(source, bytes) else str(source))
     _check_present(source, name)
-    read = _read_decord if (decoder or default_decoder()) == "decord" else _read_pyav
-    return read(source, None if frames is None else [int(i) for i in frames], name)
+    wanted = None if frames is None else [int(i) for i in frames]
+    if decoder == "decord" or (decoder is None and has_decord()):
+        try:
+            return _read_decord(source, wanted, name)
+        except DataError:
+            if decoder == "decord":
+                raise
+    return _read_pyav(source, wanted, name)
 
 
 def probe(source: Source, *, name: str = "") -> VideoFacts:
@@ -101,7 +108,7 @@ def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     from torch.nn.functional import interpolate
 
     # (T, 3, H, W) as a view of channels-last memory: the layout of torch's fast uint8 kernel.
-    x = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+    x = torch.from_numpy(np.require(frames, requirements="CW")).permute(0, 3, 1, 2)
     y = interpolate(x, (height, width), mode="bilinear", align_corners=False, antialias=True)
     return y.permute(0, 2, 3, 1).contiguous().numpy()
 
@@ -133,7 +140,9 @@ def write_video(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     options = {"crf": str(crf), "preset": preset, **({"g": str(gop)} if gop else {})}
     try:
-        with av.open(str(temporary), "w", format="mp4", options={"fflags": "bitexact"}) as container:
+        with av.open(
+            str(temporary), "w", format="mp4", options={"fflags": "bitexact"}
+        ) as container:
             rate = Fraction(fps).limit_denominator(1001)
             stream = container.add_stream("libx264", rate=rate, options=options)
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"

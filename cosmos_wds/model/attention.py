@@ -10,6 +10,15 @@ from torch import Tensor, nn
 from cosmos_wds.model.rope import rotate
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMS normalisation computed in float32, whatever the input's dtype (spec.md b.9)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., K) -> (..., K), in the dtype of x."""
+        y = F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps)
+        return y.to(x.dtype)
+
+
 class Attention(nn.Module):
     """Multi-head attention without biases; queries and keys are RMS-normalised per head."""
 
@@ -19,8 +28,8 @@ class Attention(nn.Module):
         self.q = nn.Linear(width, width, bias=False)
         self.k = nn.Linear(context_width, width, bias=False)
         self.v = nn.Linear(context_width, width, bias=False)
-        self.q_norm = nn.RMSNorm(width // heads, eps=1e-6)
-        self.k_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.q_norm = RMSNorm(width // heads, eps=1e-6)
+        self.k_norm = RMSNorm(width // heads, eps=1e-6)
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(

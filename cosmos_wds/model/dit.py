@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from cosmos_wds.model.attention import RMSNorm
 from cosmos_wds.model.block import Block, FinalLayer, Modulation, cos_sin
 from cosmos_wds.model.embed import ActionMLP, NoiseEmbedding, PositionTables
 from cosmos_wds.model.rope import rope_angles
@@ -35,7 +36,7 @@ class CosmosDiT(nn.Module):
         self.settings = settings
         self.patch = nn.Linear((s.latent_channels + 2) * PATCH**2, width, bias=False)
         self.noise = NoiseEmbedding(width)
-        self.cond_norm = nn.RMSNorm(width, eps=1e-6)
+        self.cond_norm = RMSNorm(width, eps=1e-6)
         if s.position_tables:
             self.position = PositionTables(s.max_frames, s.max_height, s.max_width, width)
         if s.actions != "none":
@@ -72,6 +73,7 @@ class CosmosDiT(nn.Module):
         result   (B, C, T, H, W)
         """
         grid = (x.shape[2], x.shape[3] // PATCH, x.shape[4] // PATCH)
+        x = x.to(self.patch.weight.dtype)
         tokens = self.patch(_patchify(torch.cat([x, given.to(x), _padding_channel(x, padding)], 1)))
         cond, shared = self._condition(c_noise, action, has_action)
         assert shared.shape[1] in (1, x.shape[2]), (shared.shape, x.shape)

@@ -72,9 +72,8 @@ def way_back(folder: Path, step: int) -> str:
     """What to do when the checkpoint of `step` cannot be used."""
     others = [s for s in complete_steps(folder) if s != step]
     if others:
-        return (
-            f"to go on from step {others[-1]}, write iter_{others[-1]:09d}.pt into {folder / LATEST}"
-        )
+        name = checkpoint_file(folder, others[-1], "").name
+        return f"to go on from step {others[-1]}, write {name} into {folder / LATEST}"
     return f"restore the file, or delete {folder} to start again"
 
 

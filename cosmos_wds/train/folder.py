@@ -1,22 +1,22 @@
-"""The run folder: who may write to it, which recipe it belongs to, its metrics.
+"""The run folder: what lies where, who may write to it, which recipe it belongs to.
 
-    OUTPUT/PROJECT/GROUP/NAME/
-        recipe.toml            as resolved
-        contract.json          what the actions' numbers mean
-        tokenizer.safetensors  the embedded tokenizer, when the recipe uses it
-        metrics.jsonl          one line per `log_every` steps
-        bad_batch.json         only after a loss that was not finite
-        checkpoints/           checkpoint.py
+OUTPUT/PROJECT/GROUP/NAME/
+    recipe.toml            as resolved
+    contract.json          what the actions' numbers mean
+    tokenizer.safetensors  the embedded tokenizer, when the recipe uses it
+    metrics.jsonl          one line per `log_every` steps
+    bad_batch.json         only after a loss that was not finite
+    checkpoints/           checkpoint.py
 """
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cosmos_wds.config import read_table, write_text
+from cosmos_wds.config import read_table
+from cosmos_wds.data.lock import try_lock
 from cosmos_wds.errors import CheckpointError, ConfigError
 from cosmos_wds.recipe import Recipe, recipe_from_table
 
@@ -48,26 +48,16 @@ def locked(folder: Path) -> Iterator[None]:
             "`output` in the recipe, or mend its rights"
         ) from None
     with file:
-        _lock(file, folder)
+        if not try_lock(file):
+            file.seek(0)
+            raise CheckpointError(
+                f"{folder}: another training is writing here (process {file.read().strip() or '?'})"
+                "; wait for it, stop it, or give this run another `name`"
+            )
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         yield
-
-
-def _lock(file: Any, folder: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such locks: two trainings at once go unnoticed there
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise CheckpointError(
-            f"{folder}: another training is writing here (process {file.read().strip() or '?'}); "
-            "wait for it, stop it, or give this run another `name`"
-        ) from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
 
 
 def flat(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,35 +98,3 @@ def check_same_recipe(folder: Path, recipe: Recipe) -> None:
             f"{folder}: holds a run of another recipe; give the new one another `name`, or delete "
             f"the folder\n  {lines}"
         )
-
-
-class Metrics:
-    """metrics.jsonl: one JSON object per line, in order of the step."""
-
-    def __init__(self, path: Path, *, step: int) -> None:
-        """Open for appending after `step`; lines of later steps, which will come again, go."""
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        kept = [line for line in lines if _step_of(line) <= step] if step else []
-        write_text(path, "".join(f"{line}\n" for line in kept))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line; it is in the file when this returns."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-    def sync(self) -> None:
-        """Bring the lines to the disk, before a checkpoint that builds on them."""
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """End the file."""
-        self._file.close()
-
-
-def _step_of(line: str) -> float:
-    """The step of a line; infinity for one that a kill cut short."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")

@@ -46,7 +46,10 @@ def parameter_groups(
     for name, parameter in named:
         chosen = decayed if decay == "all" or is_decayed(name, parameter) else plain
         chosen.append(parameter)
-    groups = ({"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0})
+    groups = (
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    )
     return [group for group in groups if group["params"]]
 
 

@@ -6,12 +6,13 @@ for the same reason, said once.
 """
 
 import datetime
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import ContextManager, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -105,10 +106,20 @@ def join_ranks(settings: TrainSettings) -> Iterator[Ranks]:
     # Numbers and messages travel over gloo also beside GPUs, so they never wait for the device.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
+    is_agreed = True
     try:
         yield Ranks(rank, world, device)
+    except UserError:
+        raise
+    except Exception:
+        is_agreed = False  # the others may be waiting in a collective: leaving in order would hang
+        raise
     finally:
-        dist.destroy_process_group()
+        if is_agreed:
+            # DDP lies in a reference cycle. Left to the interpreter's end, its gloo threads abort
+            # the process now and then.
+            gc.collect()
+            dist.destroy_process_group()
 
 
 def choose_device(wish: str, local_rank: int = 0) -> torch.device:
@@ -167,7 +178,7 @@ def distribute(model: nn.Module, ranks: Ranks, *, all_used: bool) -> nn.Module:
     )
 
 
-def gradients_stay(model: nn.Module) -> ContextManager[None]:
+def gradients_stay(model: nn.Module) -> AbstractContextManager[None]:
     """Within it, backward keeps gradients on their rank: for all micro-batches but the last."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 

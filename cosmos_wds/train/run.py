@@ -116,7 +116,9 @@ def _place_of_file(path: Path) -> Place:
         raise CheckpointError(
             f"{path}: holds the run's state, not weights; name {path.stem}_ema_model.pt beside it"
         )
-    folders = (path.parent, path.parent.parent) if path.parent.name == CHECKPOINTS else (path.parent,)
+    folders = (
+        (path.parent, path.parent.parent) if path.parent.name == CHECKPOINTS else (path.parent,)
+    )
     folder = next((f for f in folders if (f / RECIPE).is_file()), None)
     return Place(path, folder, int(name[1]) if name else None)
 

@@ -1,0 +1,298 @@
+"""The command line. A command reads settings, calls one function, shows the result.
+
+What is heavy (torch, numpy, pydantic) is imported inside the commands, so that --help answers at
+once. Words and progress go to stderr; the result, a path, goes to stdout.
+"""
+
+import errno
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cosmos_wds import __version__
+from cosmos_wds.errors import ConfigError, UserError
+
+
+def _examples(*commands: str) -> str:
+    """What stands below a command's help, one command a line."""
+    return "\n\n".join(["Example:" if len(commands) == 1 else "Examples:", *commands])
+
+
+app = typer.Typer(
+    help="From robot videos with actions to a world model that you can drive.",
+    epilog="Start here; it needs no network and no GPU:\n\ncosmos-wds demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+REFUSALS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+}
+"""What a disk may refuse, told in one line; any other OSError keeps its traceback."""
+
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Overrule one setting of the file; may be repeated.",
+        show_default=False,
+    ),
+]
+
+
+def main() -> None:
+    """Run and end the process: 0 done, 1 the user's to mend, 2 misused options, 130 Ctrl-C."""
+    try:
+        app(prog_name="cosmos-wds")
+    except UserError as error:
+        _leave(1, f"error: {error}")
+    except KeyboardInterrupt:
+        _leave(130, "interrupted")
+    except SystemExit as ended:
+        if ended.code == 130:  # what typer makes of Ctrl-C
+            _leave(130, "interrupted")
+        raise
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        _leave(1, f"error: {place}{error.strerror}")
+
+
+def _leave(code: int, message: str) -> None:
+    """End with one message, which under torchrun comes from rank zero alone."""
+    if _is_rank_zero():
+        typer.echo(message, err=True)
+    else:
+        time.sleep(1.0)  # torchrun ends all ranks when one exits: let rank zero speak
+    sys.exit(code)
+
+
+def _show(result: object) -> None:
+    """Print a command's result to stdout, where a script can read it."""
+    if _is_rank_zero():
+        typer.echo(result)
+
+
+def _is_rank_zero() -> bool:
+    from cosmos_wds.console import is_rank_zero
+
+    return is_rank_zero()
+
+
+def _setting(key: str, value: int | Path) -> str:
+    """`key=value` as --set takes it, whatever characters the value holds."""
+    plain = value if isinstance(value, int) else str(value)
+    return f"{key}={json.dumps(plain, ensure_ascii=False)}"
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"cosmos-wds {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def cosmos_wds(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """From robot videos with actions to a world model that you can drive."""
+
+
+@app.command(
+    epilog=_examples("cosmos-wds download", "cosmos-wds download demo --set generate.train=20")
+)
+def download(
+    pipeline: Annotated[
+        str, typer.Argument(help="A pipeline: bridge, demo, or a file of yours.")
+    ] = "bridge",
+    changes: Changes = None,
+) -> None:
+    """Fetch a data set and the weights that belong to it; demo is generated here.
+
+    Goes on where it stopped, and does nothing when everything is there.
+    """
+    from cosmos_wds.pipeline import load_pipeline
+    from cosmos_wds.sources.fetch import fetch
+
+    _show(fetch(load_pipeline(pipeline, changes or ())))
+
+
+@app.command(
+    epilog=_examples("cosmos-wds shard", "cosmos-wds shard my/recordings my/shards --workers 4")
+)
+def shard(
+    source: Annotated[
+        Path | None, typer.Argument(help="Folder of recordings; the pipeline's if left out.")
+    ] = None,
+    shards: Annotated[
+        Path | None, typer.Argument(help="Folder of shards to write; the pipeline's if left out.")
+    ] = None,
+    pipeline: Annotated[
+        str, typer.Option(help="A pipeline: bridge, demo, or a file of yours.")
+    ] = "bridge",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at a bad episode instead of listing it.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; every core if left out.", show_default=False)
+    ] = None,
+    changes: Changes = None,
+) -> None:
+    """Write recordings as tar shards with an index.
+
+    Goes on where it stopped. Bad episodes are told and listed in rejected.jsonl.
+    """
+    if (source is None) != (shards is None):
+        raise ConfigError(f"shard {source}: name the folder of shards too, or neither of the two")
+    from cosmos_wds.pipeline import load_pipeline
+    from cosmos_wds.prepare import shard as write_shards
+
+    paths = {"source.path": source, "shards.path": shards, "shards.workers": workers}
+    given = [_setting(key, value) for key, value in paths.items() if value is not None]
+    _show(write_shards(load_pipeline(pipeline, [*(changes or ()), *given]), strict=strict))
+
+
+@app.command(
+    epilog=_examples(
+        "cosmos-wds train",
+        "cosmos-wds train bridge --set train.steps=5000 --set name=short",
+        "torchrun --nproc-per-node 8 -m cosmos_wds train bridge",
+    )
+)
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe: bridge, demo, or a file of yours.")
+    ] = "bridge",
+    changes: Changes = None,
+) -> None:
+    """Train, or post-train, the model of a recipe on its shards.
+
+    The same command again goes on from the last checkpoint. Ctrl-C saves one first.
+    """
+    from cosmos_wds.recipe import load_recipe
+
+    settings = load_recipe(recipe, changes or ())
+    from cosmos_wds.train.loop import train as run
+
+    _show(run(settings))
+
+
+@app.command(
+    epilog=_examples(
+        "cosmos-wds infer --compare",
+        "cosmos-wds infer my/run --annotation my/recordings/annotation/val/7.json",
+        "cosmos-wds infer my/run --image first.png --npy actions.npy --seed 3",
+    )
+)
+def infer(  # noqa: PLR0913 (a command's options are its arguments)
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(help="A run's folder or a file of weights; the bridge recipe's run."),
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="The first frame, as an image.")] = None,
+    video: Annotated[Path | None, typer.Option(help="A video whose first frame it is.")] = None,
+    annotation: Annotated[
+        Path | None, typer.Option(help="Actions of a recorded episode, and its first frame.")
+    ] = None,
+    npy: Annotated[
+        Path | None, typer.Option(help="Actions as rows of 7 numbers: metres, radians, gripper.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="The video to write.")] = Path("outputs/infer.mp4"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a video that is there.")
+    ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Put the recording beside the rollout.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Another seed, another rollout.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(help="Sampler steps per frame; the recipe's if left out.")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Of the video; as the data if left out.")
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(help="Of the video; the model's if left out.")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Of the video; the model's if left out.")
+    ] = None,
+) -> None:
+    """Render what follows from a first frame under actions: N actions give N + 1 frames."""
+    actions = _one_of(annotation=annotation, npy=npy)
+    first = _one_of(image=image, video=video)
+    if actions is None and (checkpoint or first):
+        raise ConfigError("infer: which actions? give --annotation FILE or --npy FILE")
+    from cosmos_wds.rollout.infer import InferRequest
+    from cosmos_wds.rollout.infer import infer as run
+
+    request = InferRequest(
+        checkpoint=checkpoint or _bridge_run(),
+        actions=actions or _held_out_episode(),
+        first=first,
+        output=output,
+        overwrite=overwrite,
+        compare=compare,
+        seed=seed,
+        steps=steps,
+        fps=fps,
+        height=height,
+        width=width,
+    )
+    _show(run(request))
+
+
+def _one_of(**options: Path | None) -> Path | None:
+    """The option that was given. Raises ConfigError when there are several."""
+    given = [name for name, value in options.items() if value]
+    if len(given) > 1:
+        raise ConfigError(f"infer: {' and '.join(f'--{name}' for name in given)}: give one of them")
+    return options[given[0]] if given else None
+
+
+def _bridge_run() -> str:
+    from cosmos_wds.recipe import load_recipe
+
+    return str(load_recipe("bridge").run_folder)
+
+
+def _held_out_episode() -> Path:
+    """The first validation episode of Bridge. Raises DataError when it is not there."""
+    from cosmos_wds.errors import DataError
+    from cosmos_wds.pipeline import load_pipeline
+    from cosmos_wds.sources import open_source
+
+    source = open_source(load_pipeline("bridge"))
+    episodes = source.list("val")
+    if not episodes:
+        raise DataError(f"{source.root}: no val episode; give --annotation FILE or --npy FILE")
+    return episodes[0]
+
+
+@app.command(epilog=_examples("cosmos-wds demo --output outputs/demo"))
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for data, run, videos and report.")] = Path(
+        "outputs/demo"
+    ),
+    changes: Changes = None,
+) -> None:
+    """The whole way in one command, on a laptop: data, shards, training, rollouts, report.
+
+    Needs no network and no GPU.
+    """
+    from cosmos_wds.demo import demo as run
+
+    _show(run(output, changes or ()))

@@ -1,0 +1,129 @@
+"""Episodes as samples of a tar: their keys, their members, and headers that never vary.
+
+KEY.mp4           camera 0, byte for byte (others KEY.CAMERA.mp4)
+KEY.action.npy    float32 (T-1, 7)  physical units, unscaled
+KEY.state.npy     float32 (T, 7)    x y z (m), roll pitch yaw (rad), gripper 0..1
+KEY.json          id, split, fps, sizes, text, source and its hash, unknown keys of the source
+"""
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import BinaryIO
+
+import numpy as np
+
+from cosmos_wds.data.actions import ActionContract
+from cosmos_wds.data.episode import Episode
+from cosmos_wds.data.index import BLOCK
+from cosmos_wds.data.video import VideoFacts
+from cosmos_wds.errors import DataError
+
+LONGEST_KEY = 80  # leaves room for the member's name in a plain tar header's 100 bytes
+END = bytes(2 * BLOCK)
+
+
+def episode_key(split: str, source_file: str) -> str:
+    """The sample's name: split and file, with what tars and webdataset give a meaning to escaped.
+
+    Different files give different keys, whatever else is in the set: the first underscore ends the
+    split, and every other byte than letters, digits, - and _ is written as =hex.
+    """
+    stem = PurePosixPath(source_file).stem
+    key = f"{_escaped(split, '-')}_{_escaped(stem, '_-')}"
+    if len(key) > LONGEST_KEY:
+        key = f"{key[: LONGEST_KEY - 33]}={hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    return key
+
+
+def _escaped(text: str, plain: str) -> str:
+    raw = text.encode("utf-8", "surrogateescape").decode("latin-1")
+    return re.sub(rf"[^A-Za-z0-9{plain}]", lambda m: f"={ord(m[0]):02x}", raw)
+
+
+def episode_members(
+    episode: Episode,
+    contract: ActionContract,
+    videos: Mapping[int, bytes],
+    facts: VideoFacts,
+    source_sha256: str,
+) -> dict[str, bytes]:
+    """Name without key -> content, in the order of the tar. `facts` are camera 0's."""
+    video_members = {f"{camera}.mp4" if camera else "mp4": videos[camera] for camera in videos}
+    about = {
+        "id": episode.id,
+        "split": episode.split,
+        "fps": episode.fps,
+        "container_fps": facts.fps,
+        "frames": len(episode.state),
+        "height": facts.height,
+        "width": facts.width,
+        "cameras": list(videos),
+        "text": episode.text,
+        "source_file": episode.source_file,
+        "source_sha256": source_sha256,
+        "video_sha256": [hashlib.sha256(videos[camera]).hexdigest() for camera in videos],
+        "extra": dict(episode.extra),
+    }
+    return {
+        **video_members,
+        "action.npy": _npy(contract.episode_actions(episode.state, episode.command)),
+        "state.npy": _npy(episode.state.astype(np.float32)),
+        "json": json.dumps(about).encode(),
+    }
+
+
+def estimated_bytes(episode: Episode, video_bytes: Mapping[int, int]) -> int:
+    """An upper bound of the episode's bytes in a tar, from the sizes of its files alone."""
+    words = [episode.id, episode.text, episode.source_file, dict(episode.extra)]
+    about = len(json.dumps(words)) + 600 + 100 * len(video_bytes)
+    arrays = [256 + 4 * episode.state.size] * 2
+    return sum(BLOCK + _padded(size) for size in (*video_bytes.values(), *arrays, about))
+
+
+class ShardWriter:
+    """Writes samples to an open file as a tar; the same samples always give the same bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.bytes = 0
+
+    def add(self, key: str, members: Mapping[str, bytes]) -> dict[str, tuple[int, int]]:
+        """Append one sample; returns each member's (offset, size)."""
+        places = {}
+        for name, data in members.items():
+            info = tarfile.TarInfo(f"{key}.{name}")  # time, owner and group are 0 and empty
+            info.size, info.mode = len(data), 0o644
+            try:
+                self._write(info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
+            except ValueError as error:
+                raise DataError(f"{info.name}: does not fit a tar: {error}") from None
+            places[name] = (self.bytes, len(data))
+            self._write(data)
+            self._write(bytes(_padded(len(data)) - len(data)))
+        return places
+
+    def close(self) -> str:
+        """End the tar; returns its sha256. The file stays open."""
+        self._write(END)
+        return self._hash.hexdigest()
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.bytes += len(data)
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()

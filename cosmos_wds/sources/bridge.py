@@ -1,0 +1,209 @@
+"""Recordings in the Bridge layout of IRASim (spec.md a): one annotation and its videos an episode.
+
+ROOT/annotation/SPLIT/ID.json    state, continuous_gripper_state, action, videos, texts, ...
+ROOT/videos/SPLIT/ID/rgb.mp4     wherever the annotation's `video_path` points, below ROOT
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from cosmos_wds.data.episode import Episode
+from cosmos_wds.errors import DataError
+
+READ_KEYS = {"state", "continuous_gripper_state", "action", "videos", "texts", "episode_id"}
+
+
+@dataclass(frozen=True)
+class BridgeSource:
+    """The episodes of one folder, found and read one by one."""
+
+    root: Path
+    splits: tuple[str, ...] = ("train", "val", "test")
+    fps: float = 5.0
+    """The recordings' rate: annotations do not say it, and containers often say another one."""
+    needs_command: bool = False
+    """Whether recorded `action` rows are needed; else unusable ones are left out with a note."""
+    name: str = "bridge"
+    """The pipeline that downloads or makes this folder, for advice in errors."""
+
+    def list(self, split: str) -> list[Path]:
+        """The split's annotations in natural order (2 before 10); none when there is no split."""
+        folder = self.root / "annotation"
+        if not folder.is_dir():
+            what = "has no annotation folder" if self.root.is_dir() else "no such folder"
+            raise DataError(
+                f"{self.root}: {what}; run `cosmos-wds download {self.name}`, or give the folder "
+                "that holds annotation/ and videos/"
+            )
+        names = [p for p in (folder / split).glob("*.json") if not p.name.startswith(".")]
+        return sorted(names, key=lambda path: _natural(path.name))
+
+    def relative(self, path: Path) -> str:
+        """How an annotation is named in indexes and reports: its path below the root."""
+        return path.relative_to(self.root).as_posix()
+
+    def read(self, path: Path) -> Episode:
+        """Read one annotation. Raises DataError naming the file and the key that is wrong."""
+        file = self.relative(path)
+        table = _load(path, file)
+        pose = _numbers(_need(table, "state", file), file, "state", width=6)
+        gripper = _gripper(_need(table, "continuous_gripper_state", file), file, len(pose))
+        if len(pose) < 2:
+            raise DataError(f"{file}: state: {len(pose)} frame, and an action needs two")
+        extra = {k: _finite(v) for k, v in table.items() if k not in READ_KEYS}
+        command = None
+        try:
+            command = _command(table.get("action"), file, len(pose))
+        except DataError as error:
+            if self.needs_command:
+                raise
+            extra["action_left_out"] = str(error).removeprefix(f"{file}: ")
+        if command is None and self.needs_command:
+            raise DataError(f'{file}: action: missing, and actions.signal = "command" needs it')
+        return Episode(
+            id=_identity(table, path),
+            split=path.parent.name,
+            state=np.column_stack([pose[:, :6], gripper]),
+            command=command,
+            videos=self._videos(_need(table, "videos", file), file),
+            text=_text(table.get("texts")),
+            fps=self.fps,
+            source_file=file,
+            extra=extra,
+        )
+
+    def _videos(self, value: Any, file: str) -> dict[int, Path]:
+        """Camera number -> video, from a list or from a dictionary with numbers as keys."""
+        if isinstance(value, Mapping) and all(str(k).isdecimal() for k in value):
+            entries = {int(k): v for k, v in value.items()}
+        elif isinstance(value, list):
+            entries = dict(enumerate(value))
+        else:
+            raise DataError(f"{file}: videos: neither a list nor a table of numbered cameras")
+        if 0 not in entries:
+            raise DataError(f"{file}: videos: camera 0 is missing")
+        return {camera: self._video(entries[camera], file, camera) for camera in sorted(entries)}
+
+    def _video(self, entry: Any, file: str, camera: int) -> Path:
+        """The checked path of one camera's video: an existing file that lies below the root.
+
+        The user may link ROOT/videos to another disk; a link any deeper must stay inside.
+        """
+        name = entry.get("video_path") if isinstance(entry, Mapping) else None
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise DataError(f"{file}: videos[{camera}].video_path: missing or not a text")
+        parts = PurePosixPath(name).parts
+        if parts[0] == "/" or ".." in parts:
+            raise DataError(f"{file}: videos[{camera}]: {name} leads out of the data folder")
+        path = self.root / name
+        if not path.is_file():
+            raise DataError(f"{file}: videos[{camera}]: no such file: {name}")
+        real = os.path.realpath(path)
+        if not any(real.startswith(home) for home in _homes(self.root, parts[0])):
+            raise DataError(f"{file}: videos[{camera}]: {name} is a link out of the data folder")
+        return path
+
+
+@cache
+def _homes(root: Path, first: str) -> tuple[str, str]:
+    """Where a video may really lie: below the root, or where the user's link at its top leads."""
+    return os.path.join(os.path.realpath(root), ""), os.path.join(
+        os.path.realpath(root / first), ""
+    )
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    """Sort key that compares runs of digits as numbers; the name itself decides ties."""
+    pieces = re.split(r"(\d+)", name)
+    return [int(p) if i % 2 else p for i, p in enumerate(pieces)], name
+
+
+def _load(path: Path, file: str) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not JSON: {error}") from None
+    if not isinstance(table, dict):
+        raise DataError(f"{file}: not an annotation: its JSON is a {type(table).__name__}")
+    return table
+
+
+def _need(table: Mapping[str, Any], key: str, file: str) -> Any:
+    if table.get(key) is None:
+        raise DataError(f"{file}: {key}: missing key")
+    return table[key]
+
+
+def _numbers(value: Any, file: str, key: str, *, width: int) -> np.ndarray:
+    """Rows of at least `width` finite numbers as (N, columns) float64."""
+    try:
+        rows = np.asarray(value)
+    except ValueError:
+        raise DataError(f"{file}: {key}: rows of different lengths") from None
+    if rows.dtype.kind not in "iuf" or rows.ndim != 2:
+        raise DataError(f"{file}: {key}: not rows of numbers")
+    if rows.shape[1] < width:
+        raise DataError(f"{file}: {key}: rows of {rows.shape[1]} numbers; {width} are needed")
+    bad = np.argwhere(~np.isfinite(rows))
+    if len(bad):
+        row, column = bad[0]
+        raise DataError(f"{file}: {key}: {rows[row, column]} in row {row}, column {column}")
+    return rows.astype(np.float64)
+
+
+def _gripper(value: Any, file: str, length: int) -> np.ndarray:
+    """One value a frame; files with rows of one number are as good."""
+    key = "continuous_gripper_state"
+    is_flat = isinstance(value, list) and not any(isinstance(v, list) for v in value)
+    rows = _numbers([[v] for v in value] if is_flat else value, file, key, width=1)
+    if rows.shape != (length, 1):
+        raise DataError(f"{file}: {key}: {len(rows)} values for {length} states")
+    return rows[:, 0]
+
+
+def _command(value: Any, file: str, length: int) -> np.ndarray | None:
+    """Recorded actions (T-1, 7). Some tools write one a frame: the last then leads nowhere."""
+    if value is None:
+        return None
+    rows = _numbers(value, file, "action", width=7)
+    if rows.shape[1] != 7:
+        raise DataError(f"{file}: action: rows of {rows.shape[1]} numbers; 7 are needed")
+    if len(rows) not in (length - 1, length):
+        raise DataError(f"{file}: action: {len(rows)} rows for {length} states")
+    return rows[: length - 1]
+
+
+def _identity(table: Mapping[str, Any], path: Path) -> str:
+    for key in ("episode_id", "original_path"):
+        if table.get(key) not in (None, ""):
+            return str(table[key])
+    return path.stem
+
+
+def _text(value: Any) -> str:
+    """The first sentence, of a list or alone."""
+    while isinstance(value, list) and value:
+        value = value[0]
+    return value if isinstance(value, str) else ""
+
+
+def _finite(value: Any) -> Any:
+    """The same value with null for NaN and infinities, which JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return value

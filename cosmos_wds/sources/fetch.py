@@ -1,0 +1,57 @@
+"""The body of `cosmos-wds download`: a pipeline's weights and recordings, fetched or made."""
+
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from rich.markup import escape
+
+from cosmos_wds.console import say, track
+from cosmos_wds.errors import ConfigError
+from cosmos_wds.pipeline import DownloadSettings, GenerateSettings, Pipeline
+from cosmos_wds.sources.archive import MARKER, extract
+from cosmos_wds.sources.demo import generate
+from cosmos_wds.sources.http import download
+from cosmos_wds.sources.hub import fetch_weights
+
+
+def fetch(pipeline: Pipeline, *, workers: int | None = None) -> Path:
+    """Bring everything that a pipeline names; returns the folder of recordings.
+
+    Weights come first: a licence that is not accepted is told before the long download, not after
+    it. What is there already is left alone. Raises UserError.
+    """
+    root = Path(pipeline.source.path)
+    if pipeline.source.kind != "demo" and not pipeline.download.url:
+        raise ConfigError(
+            f"pipeline {pipeline.name}: download.url is empty, so there is nothing to fetch; put "
+            f"annotation/ and videos/ into {root} and go on with `cosmos-wds shard`"
+        )
+    for repository in pipeline.download.weights:
+        fetch_weights(repository, Path(pipeline.download.weights_to))
+    if pipeline.source.kind == "demo":
+        make_episodes(pipeline.generate, root, workers=workers)
+    else:
+        fetch_archive(pipeline.download, root)
+    return root
+
+
+def make_episodes(settings: GenerateSettings, root: Path, *, workers: int | None = None) -> None:
+    """Generate what is missing of the synthetic data set."""
+    episodes = generate(root, **settings.model_dump(), workers=workers)
+    total = settings.train + settings.val
+    for _ in track(episodes, "episodes", total=total):
+        pass
+    say(f"{escape(str(root))}: {total} episodes")
+
+
+def fetch_archive(settings: DownloadSettings, root: Path) -> None:
+    """Download and unpack; the archive stays beside `root`, and may be deleted afterwards."""
+    name = PurePosixPath(unquote(urlsplit(settings.url).path)).name
+    if not name:
+        raise ConfigError(f"download.url = {settings.url!r}: ends in no file name")
+    archive = root.parent / name
+    if (root / MARKER).is_file() and not archive.exists():
+        say(f"{escape(str(root))}: already unpacked; its archive was deleted; nothing to do")
+        return
+    download(settings.url, archive, expected_bytes=settings.bytes, sha256=settings.sha256)
+    extract(archive, root, strip=settings.strip)

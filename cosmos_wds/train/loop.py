@@ -1,0 +1,207 @@
+"""The training loop: batch, noise, loss, gradients, step, average; told, written, saved."""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import torch
+from rich.markup import escape
+from torch import Tensor
+
+from cosmos_wds.config import write_text
+from cosmos_wds.console import say
+from cosmos_wds.data.episode import Batch
+from cosmos_wds.diffusion.noise import draw
+from cosmos_wds.errors import UserError
+from cosmos_wds.recipe import Recipe
+from cosmos_wds.train.checkpoint import latest_step, save_checkpoint
+from cosmos_wds.train.folder import BAD_BATCH, METRICS, locked
+from cosmos_wds.train.optim import lr_factor, set_lr
+from cosmos_wds.train.parallel import Interrupted, distribute, gradients_stay, join_ranks
+from cosmos_wds.train.start import Training, find_inputs, start
+from cosmos_wds.train.watch import Watch, watching
+
+
+def train(recipe: Recipe) -> Path:
+    """Take the recipe's run from where it stands to its last step; returns the run's folder.
+
+    Ctrl-C and SIGTERM save a checkpoint first; then KeyboardInterrupt, or SystemExit(0), is raised.
+    Raises UserError for anything that the user can mend.
+    """
+    folder = escape(str(recipe.run_folder))
+    with join_ranks(recipe.train) as ranks, ExitStack() as held:
+        inputs = ranks.together(lambda: find_inputs(recipe, ranks))
+        ranks.on_first(lambda: held.enter_context(locked(recipe.run_folder)))
+        run = start(recipe, ranks, inputs)
+        if run is None:
+            say(f"{folder}: all {recipe.train.steps} steps are done; nothing to do")
+        else:
+            train_steps(run)
+            say(f"{folder}: trained {run.step} steps")
+    return recipe.run_folder
+
+
+def train_steps(run: Training) -> None:
+    """Do the remaining steps, saving on the way, at the end, and when asked to stop."""
+    settings, metrics = run.recipe.train, run.folder / METRICS
+    with (
+        run.inputs.loader as loader,
+        distributed(run),
+        watching(settings, metrics, step=run.step) as watch,
+        stop_requests() as check_stop,
+    ):
+        batches = iter(loader)
+
+        def fetch() -> Batch:
+            check_stop()
+            return next(batches)
+
+        try:
+            while run.step < settings.steps:
+                began = time.perf_counter()
+                batch = run.ranks.together(fetch)
+                waited = time.perf_counter() - began
+                lr = train_step(run, batch)
+                watch.step(run.step, run.recent, lr=lr, waited=waited)
+                if run.step % settings.save_every == 0 or run.step == settings.steps:
+                    save(run, watch)
+        except Interrupted as request:
+            leave(run, watch, request)
+
+
+@contextmanager
+def distributed(run: Training) -> Iterator[None]:
+    """Within it, backward averages gradients over the ranks."""
+    all_used = run.recipe.model.actions != "reference"  # there B_D reaches no output (spec.md b.7)
+    run.model = distribute(run.denoiser, run.ranks, all_used=all_used)
+    try:
+        yield
+    finally:
+        run.model = run.denoiser  # so that the wrapper ends before the ranks part
+
+
+def train_step(run: Training, batch: Batch) -> float:
+    """One optimizer step on this rank's share of a global batch; returns its learning rate."""
+    settings = run.recipe.train
+    lr = settings.lr * lr_factor(
+        run.step, steps=settings.steps, warmup=settings.warmup, decay_to=settings.decay_to
+    )
+    loss = backward(run, batch)
+    norm = torch.nn.utils.clip_grad_norm_(list(run.parameters.values()), settings.clip)
+    mine, norm = torch.stack([loss, norm]).tolist()
+    [mean] = run.ranks.mean([mine])
+    if not (math.isfinite(mean) and math.isfinite(norm)):
+        refuse(run, batch, loss=mine, norm=norm)
+    set_lr(run.optimizer, lr)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.ema.update(run.parameters, run.step)
+    run.step += 1
+    run.recent.append([mean, norm])
+    return lr
+
+
+def backward(run: Training, batch: Batch) -> Tensor:
+    """Leave the gradients of the mean loss, micro-batch by micro-batch; returns that loss."""
+    recipe, device = run.recipe, run.ranks.device
+    count = recipe.train.accumulate
+    rows = len(batch.key) // count
+    draws = draw(
+        recipe.diffusion,
+        seed=recipe.seed,
+        step=run.step,
+        lanes=run.inputs.lanes,
+        latent_shape=run.latent_shape,
+    )
+    total = torch.zeros((), device=device)
+    for i in range(count):
+        part = slice(i * rows, (i + 1) * rows)
+        with torch.no_grad():
+            latent = run.tokenizer.encode(batch.video[part].to(device, non_blocking=True))
+        with gradients_stay(run.model) if i + 1 < count else nullcontext():
+            with torch.autocast(device.type, run.precision, enabled=run.precision != torch.float32):
+                losses = run.model(
+                    latent,
+                    action=batch.action[part].to(device, non_blocking=True),
+                    fps=batch.fps[part].to(device, non_blocking=True),
+                    draws=draws.part(part).to(device),
+                )
+            loss = losses.mean() / count
+            loss.backward()
+        total += loss.detach()
+    return total
+
+
+def save(run: Training, watch: Watch) -> None:
+    """Write a checkpoint of the run as it stands."""
+    watch.sync()
+    run.ranks.on_first(
+        lambda: save_checkpoint(run.checkpoints, run.step, run.parts(), keep=run.recipe.train.keep)
+    )
+    say(f"step {run.step}: saved {escape(str(run.checkpoints))}")
+
+
+def refuse(run: Training, batch: Batch, *, loss: float, norm: float) -> NoReturn:
+    """Stop for a loss or gradient that is not finite, with the global batch written down."""
+    mine = {"rank": run.ranks.rank, "loss": str(loss), "key": batch.key, "start": batch.start}
+    shares = run.ranks.gather(mine)
+    path = run.folder / BAD_BATCH
+    report = {"step": run.step, "grad_norm": str(norm), "batch": shares}
+
+    def stop() -> None:
+        write_text(path, json.dumps(report, indent=1) + "\n")
+        saved = latest_step(run.checkpoints)
+        raise UserError(
+            f"step {run.step}: the loss is {loss}, the gradient's norm {norm}: not finite; the "
+            f"batch's keys are in {path}; the weights of "
+            f"{'no step' if saved is None else f'step {saved}'} are saved; look at those episodes "
+            "(cosmos-wds inspect), or lower [train] lr"
+        )
+
+    run.ranks.on_first(stop)
+    raise AssertionError
+
+
+def leave(run: Training, watch: Watch, request: Interrupted) -> NoReturn:
+    """Save what has been done and end the process as the signal asks."""
+    if run.step and latest_step(run.checkpoints) != run.step:
+        save(run, watch)
+    say(f"stopped after step {run.step}; run the same command again to continue")
+    if request.signal == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(0)
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], None]]:
+    """Within it, Ctrl-C and SIGTERM wait for the function given, which raises Interrupted.
+
+    A second Ctrl-C, a moment later, is not waited with. (torchrun passes the first one on twice.)
+    """
+    asked: list[tuple[int, float]] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if asked and number == signal.SIGINT and time.monotonic() - asked[0][1] > 2:
+            raise KeyboardInterrupt
+        asked.append((number, time.monotonic()))
+
+    def check() -> None:
+        if asked:
+            raise Interrupted(asked[0][0])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield check
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,266 @@
+"""Everything a run needs before its next step: new, or as its latest checkpoint left it."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.markup import escape
+from torch import nn
+
+from cosmos_wds.config import dump, write_text
+from cosmos_wds.console import say
+from cosmos_wds.data.index import SplitIndex
+from cosmos_wds.data.loader import Loader
+from cosmos_wds.data.reader import EpisodePool, Mp4Reader
+from cosmos_wds.diffusion.edm import Denoiser
+from cosmos_wds.errors import CheckpointError, ConfigError
+from cosmos_wds.model.tokenizer import PatchTokenizer, Tokenizer
+from cosmos_wds.model.weights import from_released, load_state, read_state, to_released
+from cosmos_wds.recipe import Recipe
+from cosmos_wds.train import folder as files
+from cosmos_wds.train.checkpoint import (
+    checkpoint_file,
+    latest_step,
+    load_file,
+    remove_leftovers,
+)
+from cosmos_wds.train.ema import Ema
+from cosmos_wds.train.optim import (
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+    trainable,
+)
+from cosmos_wds.train.parallel import Ranks, choose_precision, lanes_of
+from cosmos_wds.train.run import (
+    Place,
+    build_denoiser,
+    check_contract,
+    find_weights,
+    load_base,
+    load_tokenizer,
+)
+
+FRAMES_OF_EPISODE = 8
+"""Of each episode that the tokenizer is fitted on, where there are enough episodes."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads: found and checked before anything is written."""
+
+    index: SplitIndex
+    loader: Loader
+    lanes: range
+    base: Place | None
+    """Weights to start from; None when there are none, or the run only continues."""
+
+
+@dataclass
+class Training:
+    """A run between two steps."""
+
+    recipe: Recipe
+    ranks: Ranks
+    inputs: Inputs
+    tokenizer: Tokenizer
+    denoiser: Denoiser
+    model: nn.Module
+    """The denoiser; while training on several ranks, wrapped (loop.distributed)."""
+    parameters: dict[str, nn.Parameter]
+    """What training moves, by name."""
+    optimizer: torch.optim.Optimizer
+    ema: Ema
+    precision: torch.dtype
+    """Of activations; weights, gradients and averages are float32."""
+    step: int = 0
+    """Steps done: the next one's 0-based number."""
+    recent: list[list[float]] = field(default_factory=list)
+    """[loss, gradient norm] of each step since the last line of metrics.jsonl."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.recipe.run_folder
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of its checkpoints."""
+        return self.folder / files.CHECKPOINTS
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(C, T, h, w) of one window."""
+        window, factor = self.recipe.window, self.tokenizer.factor
+        return (
+            self.tokenizer.channels,
+            window.frames,
+            window.height // factor,
+            window.width // factor,
+        )
+
+    def digests(self) -> dict[str, str]:
+        """Of what the weights depend on, and a resume must find again."""
+        contract = self.inputs.index.contract
+        return {"action contract": contract.digest, "tokenizer": self.tokenizer.digest}
+
+    def parts(self) -> dict[str, Any]:
+        """What the files of a checkpoint hold (checkpoint.py)."""
+        weights = self.denoiser.state_dict()
+        return {
+            "_reg_model": to_released(weights),
+            "_ema_model": to_released({**weights, **self.ema.average}),
+            "_optim": optimizer_state(self.optimizer, self.parameters),
+            "": {
+                "iteration": self.step,
+                # A rank may have fetched a batch that another one's stop kept it from using.
+                "loader": {**self.inputs.loader.state_dict(), "step": self.step},
+                "digests": self.digests(),
+                "recent": self.recent,
+            },
+        }
+
+
+def find_inputs(recipe: Recipe, ranks: Ranks) -> Inputs:
+    """Open the shards and find the base weights. Raises UserError; writes nothing."""
+    lanes = lanes_of(ranks, recipe.train)
+    index = SplitIndex.load(recipe.data.shards, recipe.data.split)
+    loader = Loader(
+        index, recipe, rank=ranks.rank, world=ranks.world, pin=ranks.device.type == "cuda"
+    )
+    base = None
+    if recipe.model.base and latest_step(recipe.run_folder / files.CHECKPOINTS) is None:
+        base = find_weights(recipe.model.base)
+        check_contract(base, index.contract)
+    return Inputs(index, loader, lanes, base)
+
+
+def start(recipe: Recipe, ranks: Ranks, inputs: Inputs) -> Training | None:
+    """Begin a run, or continue it; None when all its steps are done. Hold the folder's lock.
+
+    Raises UserError, on every rank, when one of them cannot.
+    """
+    done = ranks.together(lambda: step_to_continue(recipe))
+    if done == recipe.train.steps:
+        return None
+    ranks.on_first(lambda: prepare_folder(recipe, inputs, is_new=done is None))
+    run = ranks.together(lambda: assemble(recipe, ranks, inputs, done))
+    if done is not None:
+        folder = escape(str(recipe.run_folder))
+        say(f"{folder}: continuing after step {done} of {recipe.train.steps}")
+    return run
+
+
+def step_to_continue(recipe: Recipe) -> int | None:
+    """The step of the latest checkpoint; None for a new run. ConfigError for another recipe."""
+    done = latest_step(recipe.run_folder / files.CHECKPOINTS)
+    if done is not None:
+        files.check_same_recipe(recipe.run_folder, recipe)
+    return done
+
+
+def prepare_folder(recipe: Recipe, inputs: Inputs, *, is_new: bool) -> None:
+    """Clear what a killed process left; give a new run its recipe, contract and tokenizer."""
+    folder = recipe.run_folder
+    remove_leftovers(folder)
+    remove_leftovers(folder / files.CHECKPOINTS)
+    if not is_new:
+        return
+    write_text(folder / files.RECIPE, dump(recipe))
+    contract = json.dumps(inputs.index.contract.to_dict(), indent=1)
+    write_text(folder / files.CONTRACT, contract + "\n")
+    if recipe.tokenizer.kind == "patch":
+        embedded_tokenizer(recipe, inputs).save(folder / files.TOKENIZER)
+
+
+def embedded_tokenizer(recipe: Recipe, inputs: Inputs) -> PatchTokenizer:
+    """The base's, since its latents are what the base has learnt; else fitted on the shards."""
+    if inputs.base and inputs.base.folder and (inputs.base.folder / files.TOKENIZER).is_file():
+        tokenizer = PatchTokenizer.load(inputs.base.folder / files.TOKENIZER)
+    else:
+        say("fitting the tokenizer on the shards' frames")
+        tokenizer = PatchTokenizer.fit(
+            some_frames(recipe, inputs),
+            patch=recipe.tokenizer.patch,
+            channels=recipe.model.latent_channels,
+        )
+    wanted = (recipe.tokenizer.patch, recipe.model.latent_channels)
+    if (tokenizer.factor, tokenizer.channels) != wanted:
+        raise ConfigError(
+            f"{recipe.model.base}: its tokenizer has patch = {tokenizer.factor} and "
+            f"{tokenizer.channels} channels, the recipe patch = {wanted[0]} and latent_channels = "
+            f"{wanted[1]}"
+        )
+    return tokenizer
+
+
+def some_frames(recipe: Recipe, inputs: Inputs) -> torch.Tensor:
+    """About [tokenizer] fit_frames frames (N, 3, H, W) uint8, spread over episodes and time."""
+    index, count = inputs.index, recipe.tokenizer.fit_frames
+    reader = Mp4Reader(index, recipe.window)
+    pool = EpisodePool(inputs.loader.plan, reader, skip_bad=recipe.data.on_bad == "skip")
+    episodes = min(len(index.rows), max(1, count // FRAMES_OF_EPISODE))
+    found = []
+    for row in torch.linspace(0, len(index.rows) - 1, episodes).long().tolist():
+        frames = torch.from_numpy(pool.get(row).frames)
+        pool.keep(frozenset())
+        times = torch.linspace(0, frames.shape[1] - 1, min(frames.shape[1], -(-count // episodes)))
+        found.append(frames[:, times.long()].transpose(0, 1))
+    return torch.cat(found)
+
+
+def assemble(recipe: Recipe, ranks: Ranks, inputs: Inputs, done: int | None) -> Training:
+    """Build every part and fill it: from the base, from nothing, or from the checkpoint `done`."""
+    tokenizer = load_tokenizer(recipe.tokenizer, recipe.run_folder).to(ranks.device)
+    denoiser = build_denoiser(recipe, inputs.index.contract)
+    denoiser.initialise(recipe.seed)
+    if done is not None:
+        path = checkpoint_file(recipe.run_folder / files.CHECKPOINTS, done, "_reg_model")
+        load_state(denoiser, read_state(path), origin=str(path))
+    elif inputs.base:
+        say(escape(load_base(denoiser, recipe, inputs.base)))
+    denoiser.to(ranks.device)
+    if recipe.train.compile:
+        for block in denoiser.net.blocks:
+            block.compile()
+    parameters = trainable(denoiser)
+    run = Training(
+        recipe=recipe,
+        ranks=ranks,
+        inputs=inputs,
+        tokenizer=tokenizer,
+        denoiser=denoiser,
+        model=denoiser,
+        parameters=parameters,
+        optimizer=build_optimizer(denoiser, recipe.train),
+        ema=Ema(parameters, recipe.train.ema_rate),
+        precision=choose_precision(recipe.train.precision, ranks.device),
+    )
+    if done is not None:
+        restore(run, done)
+    return run
+
+
+def restore(run: Training, done: int) -> None:
+    """Take moments, averages and position from the checkpoint of step `done`.
+
+    Raises CheckpointError when it is damaged, or what the run reads is not what it was.
+    """
+    paths = {p: checkpoint_file(run.checkpoints, done, p) for p in ("", "_ema_model", "_optim")}
+    state = load_file(paths[""])
+    try:
+        run.step, run.recent, before = state["iteration"], state["recent"], state["digests"]
+        run.inputs.loader.load_state_dict(state["loader"])
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{paths['']}: not the state of a run of cosmos-wds") from None
+    now = run.digests()
+    for what in [w for w in now if now[w] != before.get(w)]:
+        raise CheckpointError(
+            f"{paths['']}: the {what} changed since: {str(before.get(what))[:16]} then, "
+            f"{now[what][:16]} now; put back what the run began with, or start another one"
+        )
+    averages, _ = from_released(read_state(paths["_ema_model"]))
+    run.ema.load(averages)
+    load_optimizer_state(run.optimizer, run.parameters, load_file(paths["_optim"]))

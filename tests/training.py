@@ -1,0 +1,87 @@
+"""What the tests of training share: small shards, small recipes, and when two runs are the same."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from cosmos_wds.config import dump
+from cosmos_wds.pipeline import Pipeline
+from cosmos_wds.prepare import shard
+from cosmos_wds.recipe import Recipe, recipe_from_table
+from cosmos_wds.train.checkpoint import PARTS, checkpoint_file, load_file
+from cosmos_wds.train.folder import METRICS
+from tests.conftest import write_episode
+
+TIMES = {"samples_per_second", "data_seconds", "compute_seconds"}
+SECTIONS = {"data", "window", "model", "tokenizer", "diffusion", "infer"}
+
+
+def small_shards(folder: Path, episodes: int = 4, scale=None) -> Path:
+    """`episodes` train and 1 val episodes of 8 frames, sharded."""
+    for split, count in (("train", episodes), ("val", 1)):
+        for number in range(count):
+            write_episode(folder / "raw", split, number)
+    table = {
+        "source": {"path": str(folder / "raw"), "splits": ["train", "val"]},
+        "shards": {"path": str(folder / "shards"), "workers": 1},
+        "actions": {"scale": scale} if scale else {},
+    }
+    shard(Pipeline.model_validate(table))
+    return folder / "shards"
+
+
+def small_recipe(shards: Path, output: Path, *, steps: int, name="run", **changes) -> Recipe:
+    """A recipe of a very small model; a change is a section's dictionary or a key of [train]."""
+    sections = {key: changes.pop(key, {}) for key in SECTIONS}
+    train = {"warmup": 1, "batch": 4, "save_every": 100, "log_every": 1, "lr": 1e-3, **changes}
+    table = {
+        "output": str(output),
+        "name": name,
+        "data": {"shards": str(shards), "workers": 0, **sections["data"]},
+        "window": {"height": 32, "width": 48, **sections["window"]},
+        "model": {
+            **{"width": 32, "heads": 2, "blocks": 1, "adaln_rank": 4, "text_width": 0},
+            **{"max_frames": 4, "max_height": 4, "max_width": 6},
+            **sections["model"],
+        },
+        "tokenizer": {"kind": "patch", "fit_frames": 32, **sections["tokenizer"]},
+        "diffusion": sections["diffusion"],
+        "infer": sections["infer"],
+        "train": {"steps": steps, **train},
+    }
+    return recipe_from_table(table, origin="test")
+
+
+def command(recipe: Recipe, path: Path) -> list[str]:
+    """The command line that trains a recipe, which it writes to `path`."""
+    path.write_text(dump(recipe))
+    return [sys.executable, "-m", "cosmos_wds", "train", str(path)]
+
+
+def metrics(folder: Path, *, times: bool = False) -> list[dict]:
+    """The lines of metrics.jsonl, without what differs from run to run."""
+    lines = map(json.loads, (folder / METRICS).read_text().splitlines())
+    return [{k: v for k, v in line.items() if times or k not in TIMES} for line in lines]
+
+
+def same(one: Path, two: Path, *, step: int, with_metrics: bool = True) -> None:
+    """Assert that two runs hold the same state after `step` steps, bit for bit."""
+    for part in PARTS:
+        a, b = (load_file(checkpoint_file(f / "checkpoints", step, part)) for f in (one, two))
+        assert_equal(a, b, part or "state")
+    if with_metrics:
+        assert metrics(one) == metrics(two)
+
+
+def assert_equal(a, b, where: str) -> None:
+    """Equality of nested dictionaries with tensors."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
