@@ -150,7 +150,7 @@ class TrainSettings(Settings):
     ema_rate: float = 0.1
     """Width of the power-function EMA, relative to the run's length (spec.md d.9)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto`: bfloat16 on a GPU that has it, float32 elsewhere."""
+    """`auto`: bfloat16 on a GPU or CPU that computes in it, float32 elsewhere."""
     parallel: Literal["auto", "single", "ddp"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = False

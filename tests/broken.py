@@ -47,6 +47,9 @@ def write_odd(root):
         path = write_episode(root, "train", name, frames=FRAMES, **changes)
         table = json.loads(path.read_text())
         made[f"annotation/train/{name}.json"] = table.get("episode_id") or table["original_path"]
+    long = write_episode(root, "train", "long-mp4", frames=FRAMES)
+    _video(_frames(FRAMES + 1))(Path(root), long)
+    made["annotation/train/long-mp4.json"] = json.loads(long.read_text())["episode_id"]
     write_episode(root, "val", "same-in-val", episode_id="shared")
     made["annotation/val/same-in-val.json"] = "shared"
     return made
@@ -119,7 +122,6 @@ DAMAGES = {
     "cut-mp4": (r"rgb\.mp4: the file is cut off", _video(_cut(0.6))),
     "cut-end-mp4": (r"rgb\.mp4: the file is cut off", _video(_cut(0.99))),
     "short-mp4": (r"rgb\.mp4: 5 frames for 8 states", _video(_frames(5))),
-    "long-mp4": (r"rgb\.mp4: 9 frames for 8 states", _video(_frames(9))),
     "link-out": ("is a link out of the data folder", _video(_link_out)),
     "path-out": ("leads out of", _annotation(videos=[{"video_path": "../../outside.mp4"}])),
 }

@@ -189,3 +189,11 @@ def test_sources_are_found_by_kind_and_rooted_anywhere(root, monkeypatch):
     assert source.root == Path(root.name)
     episode = source.read(source.list("train")[0])
     assert episode.fps == 10 and episode.source_file == "annotation/train/0.json"
+
+
+def test_a_relative_root_means_the_folder_where_one_stands(tmp_path, monkeypatch):
+    for place in ("one", "two"):
+        write_episode(tmp_path / place / "raw", "train", 0)
+        monkeypatch.chdir(tmp_path / place)
+        source = BridgeSource(Path("raw"))
+        assert source.read(source.list("train")[0]).videos[0].is_file()

@@ -24,8 +24,8 @@ def write(folder, text):
 
 
 def test_what_ships():
-    assert {"bridge", "bridge_reference"} <= set(RECIPES)
-    assert {"bridge", "demo"} <= set(PIPELINES)
+    assert {"bridge", "bridge_reference", "demo", "small", "tiny_base"} <= set(RECIPES)
+    assert {"bridge", "demo", "tiny_base"} <= set(PIPELINES)
     assert {"cosmos-predict1-7b", "cosmos-predict1-14b", "cosmos-tiny"} <= set(SIZES)
 
 
@@ -65,7 +65,8 @@ def test_no_shipped_file_says_twice_what_another_says():
 
 def test_the_four_commands_meet_on_the_same_folders():
     pipeline, recipe = load_pipeline("bridge"), load_recipe("bridge")
-    assert recipe.data.shards == pipeline.shards.path
+    for name in ("bridge", "demo", "tiny_base"):
+        assert load_recipe(name).data.shards == load_pipeline(name).shards.path
     weights = {
         Path(pipeline.download.weights_to) / w.split("/")[1] for w in pipeline.download.weights
     }

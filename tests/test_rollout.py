@@ -10,8 +10,11 @@ from cosmos_wds.recipe import WindowSettings
 from cosmos_wds.rollout.inputs import rollout_actions
 from cosmos_wds.rollout.metrics import mean_interval, psnr, t_point
 from cosmos_wds.rollout.rollout import rollout
+from cosmos_wds.train.run import LoadedRun
 from tests.conftest import moving_frames, tiny_states
-from tests.tiny_run import planted_run, random_run
+from tests.golden_vectors import read_golden
+from tests.test_edm import reference_denoiser
+from tests.tiny_run import PLACE, planted_run, random_run, tiny_recipe
 
 
 def grey(*levels):
@@ -97,6 +100,51 @@ def test_noise_per_frame_and_as_the_reference():
     for batch in (s["noise"] for s in reference.denoiser.seen):
         for noise in batch:
             assert np.array_equal(noise.numpy(), golden[0, :, 0])
+
+
+class KeepingTokenizer:
+    """Gives a prepared latent for any picture, and keeps the latents that it shall decode."""
+
+    factor, channels, digest = 8, 16, "keeping"
+
+    def __init__(self, latent):
+        self.latent, self.kept = latent, []
+
+    def encode(self, video):
+        return self.latent
+
+    def decode(self, latent):
+        self.kept.append(latent)
+        return torch.zeros(1, 3, latent.shape[2], 48, 80, dtype=torch.uint8)
+
+    def to(self, device):
+        return self
+
+
+@pytest.mark.parametrize("steps", [35, 5])
+def test_a_rollout_equals_the_reference(steps):
+    """Seed to latent through the whole of `rollout`, against what the reference generated."""
+    golden, _ = read_golden("inference_loop")
+    tokenizer = KeepingTokenizer(golden["in.condition_latent"][:, :, :1])
+    recipe = tiny_recipe(
+        window={"height": 48, "width": 80},
+        tokenizer={"kind": "cosmos"},
+        infer={"noise": "reference", "steps": steps},
+    )
+    run = LoadedRun(
+        denoiser=reference_denoiser()[0].eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        recipe=recipe,
+        contract=ActionContract(scale=(1.0,) * 7, fps=4.0),
+        place=PLACE,
+        audit="golden",
+    )
+    actions = golden["in.action"].double().numpy()
+    video = rollout(run, moving_frames(1, 48, 80), actions, seed=1)
+    assert video.shape == (1, 2, 48, 80, 3)
+    [latent] = tokenizer.kept
+    wanted = golden[f"steps{steps}.sample"]
+    assert (latent[:, :, 0] - wanted[:, :, 1]).abs().max() <= 2e-5 * wanted.std()
 
 
 def test_the_network_gets_scaled_actions_the_data_s_rate_and_the_recipe_s_augmentation():

@@ -29,6 +29,7 @@ def tiny_recipe(**sections) -> Recipe:
             "max_width": 8,
         },
         "tokenizer": {"kind": "patch", "patch": 4},
+        "train": {"precision": "float32"},
         "infer": {"steps": 3},
     }
     for name, values in sections.items():

@@ -197,7 +197,7 @@ def write_shard(job: ShardJob, tick: Tick) -> ShardResult:
                 else:
                     key = episode_key(look.split, look.file)
                     places = writer.add(key, sample.members)
-                    rows.append(EpisodeRow(key, job.name, sample.facts.frames, places))
+                    rows.append(EpisodeRow(key, job.name, sample.frames, places))
                     rates.add(sample.facts.fps)
                 tick()
             digest = writer.close()
@@ -217,6 +217,8 @@ def write_shard(job: ShardJob, tick: Tick) -> ShardResult:
 @dataclass(frozen=True)
 class _Sample:
     members: dict[str, bytes]
+    frames: int
+    """As many as there are states; the video may hold more."""
     facts: VideoFacts
 
 
@@ -248,7 +250,7 @@ def _sample(job: ShardJob, look: Look) -> _Sample | Rejected:
         for camera, path in episode.videos.items():
             name = job.source.relative(path)
             facts[camera] = probe(videos[camera], name=name)
-            if facts[camera].frames != len(episode.state):
+            if facts[camera].frames < len(episode.state):  # frames after the last state are unused
                 raise DataError(
                     f"{name}: {facts[camera].frames} frames for {len(episode.state)} states"
                 )
@@ -258,7 +260,8 @@ def _sample(job: ShardJob, look: Look) -> _Sample | Rejected:
         return Rejected.of(look, DataError(f"{error.filename}: {error.strerror}"))
     digest = hashlib.sha256(annotation).hexdigest()
     first = facts[min(facts)]
-    return _Sample(episode_members(episode, job.contract, videos, first, digest), first)
+    members = episode_members(episode, job.contract, videos, first, digest)
+    return _Sample(members, len(episode.state), first)
 
 
 def plan_shards(looks: Iterable[Look], limit: int) -> list[tuple[Look, ...]]:

@@ -9,6 +9,8 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
@@ -26,6 +28,7 @@ from cosmos_wds.errors import DataError
 from cosmos_wds.recipe import Recipe
 
 IDLE = -1  # a worker that reads no episode
+GRACE_SECONDS = 2.0
 PRELOAD = ["torch", "cosmos_wds.data.lanes"]
 
 
@@ -141,12 +144,35 @@ def start_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def begin_worker(_: int) -> None:
-    """Keep a worker silent when its parent leaves.
+def dead_workers(board: Board) -> list[int]:
+    """Which workers have ended; if none has, look again for a moment.
 
-    Ctrl-C reaches every process of the terminal, and only the parent answers it. A parent that
-    leaves breaks off what a worker's sending thread does, which would report that to excepthook;
-    errors of the worker's own never go there.
+    A killed worker's connection breaks a little before its end is known.
+    """
+    patience = time.monotonic() + GRACE_SECONDS
+    while True:
+        alive = {process.pid for process in multiprocessing.active_children()}
+        dead = [w for w, pid in enumerate(board.pid.tolist()) if pid not in (IDLE, *alive)]
+        if dead or time.monotonic() > patience:
+            return dead
+        time.sleep(0.05)
+
+
+def begin_worker(_: int) -> None:
+    """Let a worker end with its parent, however that ends, and without a word.
+
+    Ctrl-C reaches every process of the terminal, and only the parent answers it. A killed parent
+    tells nobody: torch's workers watch the fork server, which lives as long as they do. A parent
+    that leaves breaks off what a worker's sending thread does, which would report that to
+    excepthook; errors of the worker's own never go there.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = lambda *_: None
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

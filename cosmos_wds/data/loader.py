@@ -5,7 +5,6 @@ A rank owns consecutive lanes of the plan, and each of its workers a consecutive
 a batch depends on the step alone, and a position is one integer.
 """
 
-import multiprocessing
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
@@ -24,6 +23,7 @@ from cosmos_wds.data.lanes import (
     LaneStream,
     Part,
     begin_worker,
+    dead_workers,
     start_server,
     worker_context,
 )
@@ -193,9 +193,7 @@ class Loader:
         """What to say if `error` is the end of a worker process."""
         if not self.workers or not isinstance(error, RuntimeError | OSError | EOFError):
             return None
-        board = self._stream.board
-        pids, alive = board.pid.tolist(), {p.pid for p in multiprocessing.active_children()}
-        dead = [w for w, pid in enumerate(pids) if pid != IDLE and pid not in alive]
+        board, dead = self._stream.board, dead_workers(self._stream.board)
         if not dead and "DataLoader worker (pid" not in str(error):
             return None
         said = []
@@ -203,7 +201,9 @@ class Loader:
             row, doing = int(board.reading[worker]), "between two episodes"
             if row != IDLE:
                 doing = f"reading {self._index.rows[row].key} of {self._index.rows[row].shard}"
-            said.append(f"worker {worker} of {self.workers} (process {pids[worker]}) died {doing}")
+            said.append(
+                f"worker {worker} of {self.workers} (process {board.pid[worker]}) died {doing}"
+            )
         return (
             f"{self._index.root}: loader {'; '.join(said) or 'a worker died as it began'}. It was "
             "killed, or memory (RAM or /dev/shm) ran out: lower [data] workers or pool, or set "

@@ -138,7 +138,10 @@ def write_video(
         raise DataError(f"{path}: a video needs at least one frame")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    options = {"crf": str(crf), "preset": preset, **({"g": str(gop)} if gop else {})}
+    # x264's macroblock tree gives other bytes from run to run at widths that 128 does not divide.
+    options = {"crf": str(crf), "preset": preset, "x264-params": "mbtree=0"}
+    if gop:
+        options["g"] = str(gop)
     try:
         with av.open(
             str(temporary), "w", format="mp4", options={"fflags": "bitexact"}

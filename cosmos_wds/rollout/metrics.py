@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 ROUNDING = 1 / 12
@@ -78,10 +79,11 @@ def shown_steps(steps: int) -> list[int]:
     return [*powers, steps]
 
 
-def words(value: Interval, sign: str = "") -> str:
+def words(value: Interval, sign: str = "", digits: int = 2) -> str:
     """`24.13 ± 0.42`; without a spread where it is unknown. sign="+" shows the sign always."""
     half = value.high - value.mean
-    return f"{value.mean:{sign}.2f}" + (f" ± {half:.2f}" if math.isfinite(half) else "")
+    spread = f" ± {half:.{digits}f}" if math.isfinite(half) else ""
+    return f"{value.mean:{sign}.{digits}f}{spread}"
 
 
 def verdict(gain: Interval, steps: int) -> str:
@@ -95,14 +97,16 @@ def verdict(gain: Interval, steps: int) -> str:
 
 
 def psnr_table(rows: Sequence[StepRow]) -> Table:
-    """The rows that tables name, for the console."""
-    table = Table(title="PSNR against the recording, dB (mean ± 95 % interval)")
-    heads = ("true actions", "another's actions", "first frame", "gain over another's", "over copy")
-    for head in ("steps ahead", *heads):
-        table.add_column(head, justify="right")
+    """The rows that tables name, for a console of 80 columns."""
+    title = "PSNR against the recording, dB: mean over episodes, 95 % interval"
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+    table.add_column("steps\nahead", justify="right")
+    for head in ("true\nactions", "another's\nactions", "first\nframe"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for head in ("gain over\nanother's", "gain over\nfirst frame"):
+        table.add_column(head, justify="right", no_wrap=True)
     for row in (rows[step - 1] for step in shown_steps(len(rows))):
-        levels = (words(v) for v in (row.true, row.other, row.copy))
-        table.add_row(
-            str(row.step), *levels, *(words(v, "+") for v in (row.over_other, row.over_copy))
-        )
+        levels = (words(v, digits=1) for v in (row.true, row.other, row.copy))
+        gains = (words(v, "+", digits=1) for v in (row.over_other, row.over_copy))
+        table.add_row(str(row.step), *levels, *gains)
     return table

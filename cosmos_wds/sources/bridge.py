@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -113,7 +112,6 @@ class BridgeSource:
         return path
 
 
-@cache
 def _homes(root: Path, first: str) -> tuple[str, str]:
     """Where a video may really lie: below the root, or where the user's link at its top leads."""
     return os.path.join(os.path.realpath(root), ""), os.path.join(

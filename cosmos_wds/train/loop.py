@@ -21,7 +21,7 @@ from cosmos_wds.data.episode import Batch
 from cosmos_wds.diffusion.noise import draw
 from cosmos_wds.errors import UserError
 from cosmos_wds.recipe import Recipe
-from cosmos_wds.train.checkpoint import latest_step, save_checkpoint
+from cosmos_wds.train.checkpoint import save_checkpoint
 from cosmos_wds.train.folder import BAD_BATCH, METRICS, locked
 from cosmos_wds.train.optim import lr_factor, set_lr
 from cosmos_wds.train.parallel import Interrupted, distribute, gradients_stay, join_ranks
@@ -145,6 +145,7 @@ def save(run: Training, watch: Watch) -> None:
     run.ranks.on_first(
         lambda: save_checkpoint(run.checkpoints, run.step, run.parts(), keep=run.recipe.train.keep)
     )
+    run.saved = run.step
     say(f"step {run.step}: saved {escape(str(run.checkpoints))}")
 
 
@@ -153,16 +154,16 @@ def refuse(run: Training, batch: Batch, *, loss: float, norm: float) -> NoReturn
     mine = {"rank": run.ranks.rank, "loss": str(loss), "key": batch.key, "start": batch.start}
     shares = run.ranks.gather(mine)
     path = run.folder / BAD_BATCH
-    report = {"step": run.step, "grad_norm": str(norm), "batch": shares}
+    step = run.step + 1  # counted as in metrics.jsonl: from 1
+    report = {"step": step, "grad_norm": str(norm), "batch": shares}
 
     def stop() -> None:
         write_text(path, json.dumps(report, indent=1) + "\n")
-        saved = latest_step(run.checkpoints)
         raise UserError(
-            f"step {run.step}: the loss is {loss}, the gradient's norm {norm}: not finite; the "
+            f"step {step}: the loss is {loss}, the gradient's norm {norm}: not finite; the "
             f"batch's keys are in {path}; the weights of "
-            f"{'no step' if saved is None else f'step {saved}'} are saved; look at those episodes "
-            "(cosmos-wds inspect), or lower [train] lr"
+            f"{f'step {run.saved}' if run.saved else 'no step'} are saved; look at those "
+            "episodes, or lower [train] lr"
         )
 
     run.ranks.on_first(stop)
@@ -171,7 +172,7 @@ def refuse(run: Training, batch: Batch, *, loss: float, norm: float) -> NoReturn
 
 def leave(run: Training, watch: Watch, request: Interrupted) -> NoReturn:
     """Save what has been done and end the process as the signal asks."""
-    if run.step and latest_step(run.checkpoints) != run.step:
+    if run.step != run.saved:
         save(run, watch)
     say(f"stopped after step {run.step}; run the same command again to continue")
     if request.signal == signal.SIGINT:

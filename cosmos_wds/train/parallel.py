@@ -140,11 +140,24 @@ def choose_device(wish: str, local_rank: int = 0) -> torch.device:
 
 
 def choose_precision(wish: str, device: torch.device) -> torch.dtype:
-    """The type of activations: bfloat16 on a GPU that computes in it, else float32, unless told."""
+    """The type of activations: bfloat16 on a device that computes in it, else float32, unless told.
+
+    On a CPU without its instructions, bfloat16 is emulated and slower than float32.
+    """
     if wish == "auto":
-        able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        if device.type == "cuda":
+            able = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            able = cpu_computes_bfloat16()
         return torch.bfloat16 if able else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wish]
+
+
+def cpu_computes_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices (AVX512-BF16, AMX); an older torch cannot tell."""
+    read = getattr(torch.cpu, "get_capabilities", None)
+    has = read() if read else {}
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 def lanes_of(ranks: Ranks, settings: TrainSettings) -> range:

@@ -1,6 +1,7 @@
 """Everything a run needs before its next step: new, or as its latest checkpoint left it."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ class Training:
     """Of activations; weights, gradients and averages are float32."""
     step: int = 0
     """Steps done: the next one's 0-based number."""
+    saved: int = 0
+    """The step of the latest checkpoint; 0 when there is none."""
     recent: list[list[float]] = field(default_factory=list)
     """[loss, gradient norm] of each step since the last line of metrics.jsonl."""
 
@@ -172,7 +175,10 @@ def prepare_folder(recipe: Recipe, inputs: Inputs, *, is_new: bool) -> None:
     contract = json.dumps(inputs.index.contract.to_dict(), indent=1)
     write_text(folder / files.CONTRACT, contract + "\n")
     if recipe.tokenizer.kind == "patch":
-        embedded_tokenizer(recipe, inputs).save(folder / files.TOKENIZER)
+        path = folder / files.TOKENIZER
+        embedded_tokenizer(recipe, inputs).save(path)
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def embedded_tokenizer(recipe: Recipe, inputs: Inputs) -> PatchTokenizer:
@@ -252,6 +258,7 @@ def restore(run: Training, done: int) -> None:
     state = load_file(paths[""])
     try:
         run.step, run.recent, before = state["iteration"], state["recent"], state["digests"]
+        run.saved = run.step
         run.inputs.loader.load_state_dict(state["loader"])
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{paths['']}: not the state of a run of cosmos-wds") from None
