@@ -5,7 +5,6 @@ once. Words and progress go to stderr; the result, a path, goes to stdout.
 """
 
 import errno
-import json
 import sys
 import time
 from pathlib import Path
@@ -89,12 +88,6 @@ def _is_rank_zero() -> bool:
     return is_rank_zero()
 
 
-def _setting(key: str, value: int | Path) -> str:
-    """`key=value` as --set takes it, whatever characters the value holds."""
-    plain = value if isinstance(value, int) else str(value)
-    return f"{key}={json.dumps(plain, ensure_ascii=False)}"
-
-
 def _show_version(asked: bool) -> None:
     if asked:
         typer.echo(f"cosmos-wds {__version__}")
@@ -157,11 +150,12 @@ def shard(
     """
     if (source is None) != (shards is None):
         raise ConfigError(f"shard {source}: name the folder of shards too, or neither of the two")
+    from cosmos_wds.config import override
     from cosmos_wds.pipeline import load_pipeline
     from cosmos_wds.prepare import shard as write_shards
 
     paths = {"source.path": source, "shards.path": shards, "shards.workers": workers}
-    given = [_setting(key, value) for key, value in paths.items() if value is not None]
+    given = [override(key, value) for key, value in paths.items() if value is not None]
     _show(write_shards(load_pipeline(pipeline, [*(changes or ()), *given]), strict=strict))
 
 

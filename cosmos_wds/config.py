@@ -5,6 +5,7 @@ wording, the near-miss suggestion, and that all problems come at once.
 """
 
 import difflib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -83,6 +84,12 @@ def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str
                 raise ConfigError(f"--set {item}: {parts[0]} is a value, not a section")
         target[parts[-1]] = _toml_value(text.strip())
     return merged
+
+
+def override(key: str, value: int | Path) -> str:
+    """`key=value` as `apply_overrides` takes it, whatever characters the value holds."""
+    plain = value if isinstance(value, int) else str(value)
+    return f"{key}={json.dumps(plain, ensure_ascii=False)}"
 
 
 def _toml_value(text: str) -> Any:

@@ -19,7 +19,7 @@ from typing import Any
 from rich.markup import escape
 
 from cosmos_wds import __version__
-from cosmos_wds.config import dump, write_text
+from cosmos_wds.config import dump, override, write_text
 from cosmos_wds.console import console, say
 from cosmos_wds.pipeline import Pipeline, load_pipeline
 from cosmos_wds.recipe import Recipe, load_recipe
@@ -57,9 +57,9 @@ def settings(output: Path, overrides: Sequence[str]) -> tuple[Pipeline, Recipe]:
     of_pipeline = [o for o in overrides if o.strip().startswith(sections)]
     of_recipe = [o for o in overrides if o not in of_pipeline]
     pipeline = load_pipeline(
-        "demo", [_path("source.path", raw), _path("shards.path", shards), *of_pipeline]
+        "demo", [override("source.path", raw), override("shards.path", shards), *of_pipeline]
     )
-    places = [_path("data.shards", shards), _path("output", output / "checkpoints")]
+    places = [override("data.shards", shards), override("output", output / "checkpoints")]
     return pipeline, load_recipe("demo", [*places, *of_recipe])
 
 
@@ -141,7 +141,3 @@ def tell(finished: dict[str, Any]) -> None:
     )
     console.print(psnr_table(rows))
     say(verdict(Interval(*finished["gain"]), len(rows)))
-
-
-def _path(key: str, path: Path) -> str:
-    return f"{key}={json.dumps(str(path), ensure_ascii=False)}"

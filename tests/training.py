@@ -35,7 +35,8 @@ def small_shards(folder: Path, episodes: int = 4, scale=None) -> Path:
 def small_recipe(shards: Path, output: Path, *, steps: int, name="run", **changes) -> Recipe:
     """A recipe of a very small model; a change is a section's dictionary or a key of [train]."""
     sections = {key: changes.pop(key, {}) for key in SECTIONS}
-    train = {"precision": "float32", "warmup": 1, "batch": 4, "save_every": 100, "log_every": 1, "lr": 1e-3, **changes}
+    train = {"precision": "float32", "warmup": 1, "batch": 4, "lr": 1e-3, **changes}
+    train = {"save_every": 100, "log_every": 1, **train}
     table = {
         "output": str(output),
         "name": name,

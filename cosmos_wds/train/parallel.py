@@ -154,7 +154,7 @@ def choose_precision(wish: str, device: torch.device) -> torch.dtype:
 
 
 def cpu_computes_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices (AVX512-BF16, AMX); an older torch cannot tell."""
+    """Whether the CPU has bfloat16 instructions (AVX512-BF16, AMX); an old torch cannot tell."""
     read = getattr(torch.cpu, "get_capabilities", None)
     has = read() if read else {}
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
