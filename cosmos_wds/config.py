@@ -175,12 +175,17 @@ def dump(settings: Settings) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file through a temporary name, fsync and rename, so it is whole or absent."""
+    """Write a text file whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file through a temporary name, fsync and rename, so it is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -13,9 +13,10 @@ from typing import Protocol
 import torch
 from einops import rearrange
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from cosmos_wds.config import write_bytes
 from cosmos_wds.errors import CheckpointError
 
 LATENT_STD = 0.5
@@ -120,11 +121,9 @@ class PatchTokenizer:
         return to_uint8(video + 1 / 255)
 
     def save(self, path: Path) -> None:
-        """Write the tensors as safetensors (through a temporary name)."""
-        temporary = path.with_name(f".{path.name}.tmp")
+        """Write the tensors as safetensors, whole or not at all."""
         tensors = {k: t.cpu().contiguous() for k, t in self._tensors().items()}
-        save_file(tensors, temporary, metadata={"kind": "patch"})
-        temporary.replace(path)
+        write_bytes(path, save(tensors, metadata={"kind": "patch"}))
 
     @classmethod
     def load(cls, path: Path) -> "PatchTokenizer":

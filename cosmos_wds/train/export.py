@@ -3,13 +3,13 @@
 FOLDER/model.safetensors  tokenizer.safetensors  recipe.toml  contract.json
 """
 
-import os
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from cosmos_wds.config import write_bytes
 from cosmos_wds.errors import CheckpointError
 from cosmos_wds.model.weights import read_state
 from cosmos_wds.train.folder import CONTRACT, RECIPE, TOKENIZER
@@ -29,13 +29,7 @@ def export(run: Path | str, folder: Path, *, weights: Kind = "ema") -> Path:
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{place.file}: {name} does not fit float16")
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{MODEL}.{os.getpid()}.tmp"
-    try:
-        save_file(state, temporary, metadata={"step": str(place.step)})
-        os.replace(temporary, folder / MODEL)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(folder / MODEL, save(state, metadata={"step": str(place.step)}))
     for name in (RECIPE, CONTRACT, TOKENIZER):
         if (place.folder / name).is_file():
             shutil.copyfile(place.folder / name, folder / name)
