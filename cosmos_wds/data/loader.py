@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
 
+import numpy as np
 import torch
 from rich.markup import escape
 from torch import Tensor
@@ -274,7 +275,9 @@ def _cat(tensors: Sequence[Tensor], pin: bool) -> Tensor:
         return tensors[0].pin_memory() if pin else tensors[0]
     size = (sum(len(t) for t in tensors), *tensors[0].shape[1:])
     out = torch.empty(size, dtype=tensors[0].dtype, pin_memory=pin)
-    return torch.cat(list(tensors), out=out)
+    # numpy copies in this thread; torch.cat would wake others, which costs more than the copy.
+    np.concatenate([t.numpy() for t in tensors], out=out.numpy())
+    return out
 
 
 def _as_it_is(part: Part) -> Part:
