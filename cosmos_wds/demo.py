@@ -12,7 +12,7 @@ a finished one has nothing to do.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,7 @@ def roll_out(output: Path, folder: Path, recipe: Recipe) -> dict[str, Any]:
 
     device = choose_device(recipe.train.device)
     run = load_run(folder, weights=recipe.infer.weights, device=device)
+    run = replace(run, recipe=recipe)  # [infer] may have changed since the run began
     contract, interval = contract_of(run), recipe.window.interval
     episodes = held_out(
         recipe.data.shards,

@@ -286,3 +286,16 @@ def test_beside():
     joined = beside(a, b)
     assert joined.shape == (2, 4, 18, 3)
     assert np.array_equal(joined[:, :, :6], a) and np.array_equal(joined[:, :, 10:], b)
+
+
+def test_the_shipped_base_takes_no_actions(tmp_path):
+    np.save(tmp_path / "actions.npy", np.zeros((3, 7)))
+    Image.new("RGB", (64, 48)).save(tmp_path / "first.png")
+    request = InferRequest(
+        checkpoint="cosmos-tiny",
+        actions=tmp_path / "actions.npy",
+        output=tmp_path / "x.mp4",
+        first=tmp_path / "first.png",
+    )
+    with pytest.raises(CheckpointError, match="a model without actions"):
+        infer(request)

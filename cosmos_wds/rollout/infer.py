@@ -117,11 +117,11 @@ def describe(checkpoint: str) -> tuple[Recipe, ActionContract]:
     Raises CheckpointError when there are none.
     """
     place = find_weights(checkpoint)
-    contract = place.contract
-    if place.folder is None or contract is None:
+    contract, recipe = place.contract, read_recipe(place.folder) if place.folder else None
+    if recipe is None or contract is None or recipe.model.actions == "none":
         run = load_run(checkpoint)  # says what is missing, unless the model takes no actions
         return run.recipe, contract_of(run)
-    return read_recipe(place.folder), contract
+    return recipe, contract
 
 
 def _at_size(frames: np.ndarray, request: InferRequest) -> np.ndarray:

@@ -86,7 +86,7 @@ def load_run(
         denoiser=denoiser.eval().requires_grad_(False).to(device),
         tokenizer=tokenizer.to(device),
         recipe=recipe,
-        contract=contract,
+        contract=None if recipe.model.actions == "none" else contract,
         place=place,
         audit=audit,
     )
