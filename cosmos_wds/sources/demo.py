@@ -22,6 +22,7 @@ import numpy as np
 
 from cosmos_wds.config import write_text
 from cosmos_wds.data.video import write_video
+from cosmos_wds.data.workers import cores
 from cosmos_wds.errors import DataError
 from cosmos_wds.sources.scene import FPS, SceneEpisode, make_episode
 
@@ -79,18 +80,13 @@ def generate(
         leftover.unlink()
     jobs = [_Job(root, settings, "train", number) for number in range(train)]
     jobs += [_Job(root, settings, "val", number) for number in range(train, train + val)]
-    return _work(jobs, _cores() if workers is None else workers)
+    return _work(jobs, cores() if workers is None else workers)
 
 
 def demo_episode(settings: Settings, split: str, number: int) -> SceneEpisode:
     """The episode with this number, straight from the generator."""
     seed = (settings.seed, SPLITS.index(split), number)
     return make_episode(seed, height=settings.height, width=settings.width)
-
-
-def _cores() -> int:
-    has_affinity = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def _claim(root: Path, settings: Settings) -> None:
