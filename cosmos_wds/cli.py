@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from cosmos_wds import __version__
+from cosmos_wds.cli_tools import tools
 from cosmos_wds.errors import ConfigError, UserError
 
 
@@ -30,6 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(tools)
 
 REFUSALS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),

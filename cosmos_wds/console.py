@@ -1,4 +1,4 @@
-"""The one rich console: words and progress for the user, from rank zero only."""
+"""The rich consoles: words and progress on stderr, from rank zero only; results on stdout."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -19,6 +19,10 @@ from rich.progress import (
 T = TypeVar("T")
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+"""For words and progress."""
+
+result = Console(highlight=False, soft_wrap=True)
+"""For what a command was asked for."""
 
 
 def is_rank_zero() -> bool:

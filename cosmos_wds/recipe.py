@@ -101,6 +101,11 @@ class TokenizerSettings(Settings):
     fit_frames: int = 512
     """Frames that the closed-form fit looks at (`patch` only)."""
 
+    @property
+    def factor(self) -> int:
+        """Pixels per side of one latent cell; NVIDIA's tokenizers have 8."""
+        return self.patch if self.kind == "patch" else 8
+
 
 class DiffusionSettings(Settings):
     """EDM noise, conditioning and loss (spec.md section d)."""
@@ -214,7 +219,7 @@ class Recipe(Settings):
             value = getattr(self, key)
             if not value or "/" in value or value.startswith("."):
                 yield f"{key} = {value!r}: one plain folder name"
-        spatial = 2 * (8 if self.tokenizer.kind == "cosmos" else self.tokenizer.patch)
+        spatial = 2 * self.tokenizer.factor  # of a token: 2x2 latent cells
         for key in ("height", "width"):
             size = getattr(self.window, key)
             if size % spatial:
@@ -223,11 +228,25 @@ class Recipe(Settings):
                     f"[window] {key} = {size}: tokenizer and network take multiples of {spatial}; "
                     f"nearest is {nearest}"
                 )
+        yield from self._window_beyond_tables(spatial)
         if self.train.batch % self.train.accumulate:
             yield (
                 f"[train] batch = {self.train.batch}: not a multiple of accumulate = "
                 f"{self.train.accumulate}"
             )
+
+    def _window_beyond_tables(self, spatial: int) -> Iterator[str]:
+        """Position tables have a row for each frame, row and column of tokens, and no more."""
+        if not self.model.position_tables:
+            return
+        window, model = self.window, self.model
+        for name, size, most in (
+            ("frames", window.frames, model.max_frames),
+            ("height", window.height, model.max_height * spatial),
+            ("width", window.width, model.max_width * spatial),
+        ):
+            if size > most:
+                yield f"[window] {name} = {size}: the model's position tables end at {most}"
 
     @property
     def run_folder(self) -> Path:
@@ -257,6 +276,17 @@ def recipe_from_table(table: dict[str, Any], *, origin: str) -> Recipe:
     if isinstance(model, dict) and model.get("size"):
         table = {**table, "model": {**_size_table(str(model["size"]), origin), **model}}
     return parse(Recipe, table, origin=origin)
+
+
+def model_settings(size: str, preset: Literal["ours", "reference"] = "ours") -> ModelSettings:
+    """The network of a named size, as `bridge` (ours) or `bridge_reference` builds it.
+
+    Raises ConfigError for a size that is not in recipes/models.
+    """
+    is_ours = preset == "ours"
+    actions = "per_frame" if is_ours else "reference"
+    table = {"size": size, "actions": actions, "position_tables": is_ours}
+    return parse(ModelSettings, {**_size_table(size, size), **table}, origin=size)
 
 
 def _size_table(size: str, origin: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cosmos_wds.model.dit import CosmosDiT
-from cosmos_wds.model.weights import from_released
+from cosmos_wds.model.names import from_released
 from cosmos_wds.recipe import ModelSettings
 
 FOLDER = Path(__file__).parent / "golden"

@@ -11,7 +11,7 @@ from cosmos_wds.config import dump
 from cosmos_wds.data.actions import ActionContract, relative_actions
 from cosmos_wds.data.video import decode, probe, write_video
 from cosmos_wds.errors import CheckpointError, ConfigError, DataError, UserError
-from cosmos_wds.model.weights import to_released
+from cosmos_wds.model.names import to_released
 from cosmos_wds.recipe import WindowSettings
 from cosmos_wds.rollout.film import beside
 from cosmos_wds.rollout.infer import InferRequest, infer

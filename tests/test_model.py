@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cosmos_wds.model.dit import CosmosDiT, initialise, initialise_actions
-from cosmos_wds.model.weights import from_released
+from cosmos_wds.model.names import from_released
 from cosmos_wds.recipe import ModelSettings
 from tests.golden_vectors import golden_network, part, read_golden
 

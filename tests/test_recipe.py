@@ -10,10 +10,17 @@ from hypothesis import strategies as st
 from cosmos_wds.config import apply_overrides, dump, find_toml, parse, read_table, shipped_folder
 from cosmos_wds.errors import ConfigError
 from cosmos_wds.pipeline import Pipeline, load_pipeline
-from cosmos_wds.recipe import ModelSettings, Recipe, load_recipe, recipe_from_table
+from cosmos_wds.recipe import (
+    ModelSettings,
+    Recipe,
+    load_recipe,
+    model_settings,
+    recipe_from_table,
+)
 
 RECIPES = sorted(p.stem for p in shipped_folder("recipes").glob("*.toml"))
 PIPELINES = sorted(p.stem for p in shipped_folder("pipelines").glob("*.toml"))
+SMALL = {"height": 64, "width": 64}
 SIZES = sorted(p.stem for p in (shipped_folder("recipes") / "models").glob("*.toml"))
 
 
@@ -47,12 +54,22 @@ def test_shipped_pipelines_load_and_survive_the_way_there_and_back(name, tmp_pat
 def test_model_sizes_are_settings_of_the_network(name):
     table = read_table(shipped_folder("recipes") / "models" / f"{name}.toml")
     assert parse(ModelSettings, table, origin=name).width == table["width"]
-    assert recipe_from_table({"model": {"size": name}}, origin="x").model.heads == table["heads"]
+    made = recipe_from_table({"model": {"size": name}, "window": SMALL}, origin="x")
+    assert made.model.heads == table["heads"] == model_settings(name).heads
 
 
 def test_a_recipe_overrules_the_size_it_names():
     model = {"size": "cosmos-tiny", "blocks": 2}
-    assert recipe_from_table({"model": model}, origin="x").model.blocks == 2
+    assert recipe_from_table({"model": model, "window": SMALL}, origin="x").model.blocks == 2
+
+
+def test_a_window_that_the_position_tables_do_not_reach_is_told():
+    table = {"model": {"size": "cosmos-tiny"}, "window": {"frames": 17}}
+    with pytest.raises(ConfigError) as told:
+        recipe_from_table(table, origin="x")
+    assert "frames = 17: the model's position tables end at 16" in str(told.value)
+    assert "width = 320: the model's position tables end at 256" in str(told.value)
+    recipe_from_table({"model": {**table["model"], "position_tables": False}}, origin="x")
 
 
 def test_no_shipped_file_says_twice_what_another_says():

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cosmos_wds.errors import CheckpointError, ConfigError, DataError, UserError
-from cosmos_wds.model.weights import read_state
+from cosmos_wds.model.weight_files import read_state
 from cosmos_wds.train import checkpoint, loop
 from cosmos_wds.train import run as run_module
 from cosmos_wds.train.checkpoint import checkpoint_file, latest_step
@@ -340,7 +340,7 @@ def test_loading_a_run(whole, shards, tmp_path):
     assert run.place.step == 4 and run.contract is not None
     assert not run.denoiser.training
     assert not any(p.requires_grad for p in run.denoiser.parameters())
-    assert "loaded" in run.audit
+    assert "loaded" in str(run.audit)
     ema = read_state(checkpoint_file(whole / "checkpoints", 4, "_ema_model"))
     assert torch.equal(run.denoiser.net.patch.weight, ema["net.x_embedder.proj.1.weight"])
     reg_file = checkpoint_file(whole / "checkpoints", 4, "_reg_model")

@@ -10,8 +10,11 @@ from safetensors.torch import save_file
 
 from cosmos_wds.diffusion.edm import Denoiser
 from cosmos_wds.errors import CheckpointError
-from cosmos_wds.model.weights import from_released, load_state, read_state, to_released
-from cosmos_wds.recipe import DiffusionSettings, ModelSettings
+from cosmos_wds.model.complete import shapes
+from cosmos_wds.model.names import from_released, released_name, to_released
+from cosmos_wds.model.weight_files import read_state
+from cosmos_wds.model.weights import load_state
+from cosmos_wds.recipe import DiffusionSettings, ModelSettings, model_settings
 
 SMALL = {
     "width": 32,
@@ -33,29 +36,43 @@ def denoiser(with_text=True, **changes):
     return made
 
 
-def names_of(size, **changes):
+def names_of(size, preset):
     """Released names and shapes of a network of true size, without allocating it."""
-    with torch.device("meta"):
-        made = Denoiser(
-            ModelSettings(**changes), DiffusionSettings(), action_dims=7, with_text=True
-        )
-    return {name: tuple(t.shape) for name, t in to_released(made.state_dict()).items()}
+    found = shapes(model_settings(size, preset), action_dims=7)
+    return {released_name(name): tuple(shape) for name, shape in found.items()}
+
+
+def parameters(shapes):
+    return sum(torch.Size(shape).numel() for n, shape in shapes.items() if "logvar.0" not in n)
 
 
 def test_the_7b_has_every_released_name_and_shape():
     golden = json.loads((Path(__file__).parent / "golden" / "manifest_7b_names.json").read_text())
     wanted = {name: tuple(shape) for name, shape in golden.items()}
     del wanted["net.pos_embedder.seq"]  # a range that is computed, not stored
-    ours = names_of("7b", actions="reference", position_tables=False)
+    ours = names_of("cosmos-predict1-7b", "reference")
     assert ours == wanted
-    parameters = sum(
-        torch.Size(shape).numel() for name, shape in ours.items() if "logvar.0" not in name
-    )
-    assert parameters == 7_503_415_424
+    assert parameters(ours) == 7_503_415_424
+
+
+def test_the_14b_has_the_released_number_of_tensors_and_parameters():
+    ours = names_of("cosmos-predict1-14b", "reference")
+    assert len(ours) + 1 == 739  # and the range of positions
+    assert parameters(ours) == 14_685_064_320
+
+
+def test_the_base_has_574_tensors():
+    golden = json.loads((Path(__file__).parent / "golden" / "manifest_7b_names.json").read_text())
+    ours = names_of("cosmos-predict1-7b", "ours")
+    base = {n: s for n, s in ours.items() if "action_embedder" not in n}
+    assert len(base) + 1 == 574
+    assert parameters(base) == 7_236_208_768
+    assert set(golden) - set(base) - {"net.pos_embedder.seq"} == set(ours) - set(base)
 
 
 def test_ours_has_the_three_position_tables_more():
-    ours = names_of("7b", actions="per_frame", position_tables=True)
+    ours = names_of("cosmos-predict1-7b", "ours")
+    assert parameters(ours) == 7_504_922_752
     tables = {n for n in ours if "extra_pos_embedder" in n}
     assert {ours[n] for n in tables} == {(128, 4096), (120, 4096)}
     assert len(tables) == 3
@@ -78,7 +95,7 @@ def test_a_file_without_prefix_and_with_baggage_loads(tmp_path):
     state["pos_embedder.seq"] = torch.arange(4.0)
     torch.save(state, tmp_path / "model.pt")
     audit = load_state(target, read_state(tmp_path / "model.pt"), origin="model.pt")
-    assert "loaded 62 of 62" in audit or f"loaded {len(source.state_dict())} of" in audit
+    assert (audit.loaded, audit.wanted, audit.baggage) == (61, 61, 2)
     for name, tensor in source.state_dict().items():
         assert torch.equal(tensor, target.state_dict()[name]), name
 
@@ -93,8 +110,8 @@ def test_a_base_without_actions_leaves_text_on_disk_and_actions_new(tmp_path):
         origin="base",
         may_lack=("net.action_",),
     )
-    assert "8 new (net.action_cond, net.action_shared)" in audit
-    assert "16 text tensors left on disk" in audit
+    assert "8 new (net.action_cond, net.action_shared)" in str(audit)
+    assert "16 text tensors left on disk" in str(audit)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from cosmos_wds.config import dump
+from cosmos_wds.model.weight_files import load_pt
 from cosmos_wds.pipeline import Pipeline
 from cosmos_wds.prepare import shard
 from cosmos_wds.recipe import Recipe, recipe_from_table
-from cosmos_wds.train.checkpoint import PARTS, checkpoint_file, load_file
+from cosmos_wds.train.checkpoint import PARTS, checkpoint_file
 from cosmos_wds.train.folder import METRICS
 from tests.conftest import write_episode
 
@@ -70,7 +71,7 @@ def metrics(folder: Path, *, times: bool = False) -> list[dict]:
 def same(one: Path, two: Path, *, step: int, with_metrics: bool = True) -> None:
     """Assert that two runs hold the same state after `step` steps, bit for bit."""
     for part in PARTS:
-        a, b = (load_file(checkpoint_file(f / "checkpoints", step, part)) for f in (one, two))
+        a, b = (load_pt(checkpoint_file(f / "checkpoints", step, part)) for f in (one, two))
         assert_equal(a, b, part or "state")
     if with_metrics:
         assert metrics(one) == metrics(two)

@@ -158,8 +158,11 @@ def initialise_actions(net: CosmosDiT, generator: torch.Generator) -> None:
     for mlp in (net.action_cond, net.action_shared):
         for layer in (mlp.fc1, mlp.fc2):
             bound = 1 / math.sqrt(layer.in_features)
-            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+            for parameter in (layer.weight, layer.bias):
+                # Drawn on the CPU: the same values on every device.
+                value = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+                with torch.no_grad():
+                    parameter.copy_(value)
         if zero_output:
             nn.init.zeros_(mlp.fc2.weight)
             nn.init.zeros_(mlp.fc2.bias)

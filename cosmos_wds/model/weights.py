@@ -1,140 +1,50 @@
-"""Weights on disk: NVIDIA's names <-> ours as one table, safe reading, and the key audit.
+"""Weights into a module: tensor by tensor, straight to their place, with an audit of every key."""
 
-Files carry the released names (`net.` and `logvar.` prefixes, spec.md d.12), whoever wrote them.
-"""
-
-import pickle
 import re
+from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from cosmos_wds.errors import CheckpointError
-
-TABLE: tuple[tuple[str, str], ...] = (
-    ("net.x_embedder.proj.1.weight", "net.patch.weight"),
-    ("net.t_embedder.1.linear_1.weight", "net.noise.linear_1.weight"),
-    ("net.t_embedder.1.linear_2.weight", "net.noise.linear_2.weight"),
-    ("net.affline_norm.weight", "net.cond_norm.weight"),
-    ("net.extra_pos_embedder.pos_emb_t", "net.position.frame"),
-    ("net.extra_pos_embedder.pos_emb_h", "net.position.row"),
-    ("net.extra_pos_embedder.pos_emb_w", "net.position.column"),
-    ("net.action_embedder_B_D.", "net.action_cond."),
-    ("net.action_embedder_B_3D.", "net.action_shared."),
-    ("net.final_layer.adaLN_modulation.1.weight", "net.final.mod.down.weight"),
-    ("net.final_layer.adaLN_modulation.2.weight", "net.final.mod.up.weight"),
-    ("net.final_layer.linear.weight", "net.final.linear.weight"),
-    ("logvar.0.freqs", "logvar.freqs"),
-    ("logvar.0.phases", "logvar.phases"),
-    ("logvar.1.weight", "logvar.linear.weight"),
-)
-"""Released name or prefix <-> ours, outside the blocks."""
-
-_ATTENTION = (
-    ("to_q.0.weight", "q.weight"),
-    ("to_q.1.weight", "q_norm.weight"),
-    ("to_k.0.weight", "k.weight"),
-    ("to_k.1.weight", "k_norm.weight"),
-    ("to_v.0.weight", "v.weight"),
-    ("to_out.0.weight", "out.weight"),
-)
-BLOCK_TABLE: tuple[tuple[str, str], ...] = (
-    *((f"blocks.0.block.attn.{theirs}", f"attention.{ours}") for theirs, ours in _ATTENTION),
-    ("blocks.0.adaLN_modulation.1.weight", "attention_mod.down.weight"),
-    ("blocks.0.adaLN_modulation.2.weight", "attention_mod.up.weight"),
-    *((f"blocks.1.block.attn.{theirs}", f"text.{ours}") for theirs, ours in _ATTENTION),
-    ("blocks.1.adaLN_modulation.1.weight", "text_mod.down.weight"),
-    ("blocks.1.adaLN_modulation.2.weight", "text_mod.up.weight"),
-    ("blocks.2.block.layer1.weight", "mlp.up.weight"),
-    ("blocks.2.block.layer2.weight", "mlp.down.weight"),
-    ("blocks.2.adaLN_modulation.1.weight", "mlp_mod.down.weight"),
-    ("blocks.2.adaLN_modulation.2.weight", "mlp_mod.up.weight"),
-)
-"""The same inside block i: `net.blocks.block{i}.THEIRS` <-> `net.blocks.{i}.OURS`."""
-
-BAGGAGE = re.compile(
-    r"(^|\.)(_extra_state|pos_embedder\.seq|dim_spatial_range|dim_temporal_range)$"
-)
-"""Entries of released files that hold no weights: TransformerEngine state, position ranges."""
+from cosmos_wds.model.names import BAGGAGE, TEXT, from_released, released_name
+from cosmos_wds.model.weight_files import let_go
 
 
-def _from_released_name(name: str) -> str | None:
-    block = re.fullmatch(r"net\.blocks\.block(\d+)\.(.+)", name)
-    if block:
-        ours = dict(BLOCK_TABLE).get(block[2])
-        return f"net.blocks.{block[1]}.{ours}" if ours else None
-    for theirs, ours in TABLE:
-        if name == theirs or (theirs.endswith(".") and name.startswith(theirs)):
-            return ours + name[len(theirs) :]
-    return None
+@dataclass(frozen=True)
+class Audit:
+    """What became of every tensor of a file, and of every tensor of the module.
 
-
-def _to_released_name(name: str) -> str:
-    block = re.fullmatch(r"net\.blocks\.(\d+)\.(.+)", name)
-    if block:
-        theirs = {ours: theirs for theirs, ours in BLOCK_TABLE}[block[2]]
-        return f"net.blocks.block{block[1]}.{theirs}"
-    for theirs, ours in TABLE:
-        if name == ours or (ours.endswith(".") and name.startswith(ours)):
-            return theirs + name[len(ours) :]
-    raise AssertionError(f"no released name for {name}: add it to TABLE")
-
-
-def to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our names -> released names."""
-    return {_to_released_name(name): tensor for name, tensor in state.items()}
-
-
-def from_released(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Released names -> our names, and the names that belong to no network of this family.
-
-    Takes files with or without the `net.` prefix and drops baggage that holds no weights.
+    new       the module's tensors that the file need not hold and does not: NaN until initialised
+    text      the file's cross-attention to text, which a text-free module leaves on disk
+    baggage   entries that hold no weights (`_extra_state`, position ranges)
+    dtypes    number type -> how many of the loaded tensors have it in the file
     """
-    has_prefix = any(name.startswith("net.") for name in state)
-    known: dict[str, Tensor] = {}
-    unknown: list[str] = []
-    for name, tensor in state.items():
-        if BAGGAGE.search(name):
-            continue
-        full = name if has_prefix or name.startswith("logvar.") else f"net.{name}"
-        ours = _from_released_name(full)
-        if ours is None:
-            unknown.append(name)
-        else:
-            known[ours] = tensor
-    return known, unknown
 
+    origin: str
+    loaded: int
+    wanted: int
+    new: tuple[str, ...]
+    text: tuple[str, ...]
+    baggage: int
+    dtypes: dict[str, int]
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a flat dictionary of tensors from .pt (memory-mapped, never unpickled) or .safetensors.
-
-    Raises CheckpointError when the file is missing, damaged, or holds anything but tensors.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path}: holds something other than tensors and was not opened, since unpickling it "
-            "could run code; convert it to safetensors on a machine that you trust"
-        ) from None
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: damaged or not a checkpoint ({reason}); fetch or save it again"
-        ) from None
-    if isinstance(state, dict) and isinstance(state.get("model"), dict):
-        state = state["model"]
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: not a dictionary of tensors but a {type(state).__name__}")
-    return {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    def __str__(self) -> str:
+        parts = [f"loaded {self.loaded} of {self.wanted} tensors"]
+        if self.new:
+            parents = sorted({".".join(name.split(".")[:2]) for name in self.new})
+            parts.append(f"{len(self.new)} new ({', '.join(parents)})")
+        if self.text:
+            parts.append(f"{len(self.text)} text tensors left on disk")
+        if self.baggage:
+            parts.append(f"passed over, as they hold no weights: {self.baggage}")
+        if len(self.dtypes) > 1:
+            mixture = ", ".join(f"{count} {kind}" for kind, count in self.dtypes.items())
+            parts.append(f"the file mixes number types: {mixture}")
+        return f"{self.origin}: {'; '.join(parts)}"
 
 
 def load_state(
@@ -143,45 +53,112 @@ def load_state(
     *,
     origin: str,
     may_lack: tuple[str, ...] = (),
-) -> str:
-    """Copy released weights into `module` and audit the keys.
+    device: torch.device | str = "cpu",
+) -> Audit:
+    """Copy released weights into `module`, one tensor after the other, and audit the keys.
 
-    `may_lack` names prefixes (ours) that the file need not hold: they keep their values. Text
-    tensors that a text-free module does not have stay on disk. Returns the audit in one sentence.
-    Raises CheckpointError for anything missing, unexpected or mis-shaped.
+    A tensor on the meta device gets memory on `device`, once; a tensor in memory is overwritten; of
+    an FSDP shard (DTensor) only this rank's part is read. Values are converted to the module's
+    number types. `may_lack` names prefixes (ours) that the file need not hold: such tensors keep
+    their values, or are NaN when they had none, and are listed in the audit as new.
+
+    Raises CheckpointError, before anything is changed, for what is missing, unexpected or
+    mis-shaped.
     """
     given, unknown = from_released(state)
     wanted = module.state_dict()
-    text = [n for n in given if n not in wanted and re.search(r"\.text(_mod)?\.", n)]
+    text = tuple(n for n in given if n not in wanted and TEXT.match(n))
     unknown += [n for n in given if n not in wanted and n not in text]
     missing = [n for n in wanted if n not in given]
-    lacking = [n for n in missing if n.startswith(may_lack)] if may_lack else []
-    missing = [n for n in missing if n not in lacking]
+    new = tuple(n for n in missing if n.startswith(may_lack)) if may_lack else ()
+    _check(given, wanted, unknown, sorted(set(missing) - set(new)), origin)
+    # A file that shares one storage between names would be paged in again; none of ours does.
+    fresh: dict[str, Tensor] = {}
+    for name, target in wanted.items():
+        if name in given:
+            fresh |= _fill(name, target, given[name], torch.device(device))
+        elif target.is_meta:
+            fresh[name] = torch.full_like(target, torch.nan, device=device)
+    # Assigning replaces meta tensors; those in memory were filled in place.
+    module.load_state_dict(fresh, strict=False, assign=True)
+    kinds = Counter(str(given[n].dtype).removeprefix("torch.") for n in wanted if n in given)
+    return Audit(
+        origin=origin,
+        loaded=len(wanted) - len(new),
+        wanted=len(wanted),
+        new=new,
+        text=text,
+        baggage=sum(1 for name in state if BAGGAGE.search(name)),
+        dtypes=dict(kinds.most_common()),
+    )
+
+
+@torch.no_grad()
+def _fill(name: str, target: Tensor, value: Tensor, device: torch.device) -> dict[str, Tensor]:
+    """Put `value` into `target`, or return what is to be assigned in its place."""
+    if isinstance(target, DTensor):
+        assert not target.is_meta, f"{name}: give FSDP shards memory (to_empty) before loading"
+        # Without a source rank nothing is sent: each rank cuts its part out of its own mapping.
+        part = distribute_tensor(
+            value.to(target.device), target.device_mesh, target.placements, src_data_rank=None
+        )
+        target.copy_(part)
+        fresh = {}
+    elif target.is_meta:
+        fresh = {name: torch.empty_like(target, device=device).copy_(value)}
+    else:
+        target.copy_(value)
+        fresh = {}
+    let_go(value)
+    return fresh
+
+
+def _check(
+    given: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    unknown: list[str],
+    missing: list[str],
+    origin: str,
+) -> None:
+    """Raise CheckpointError for keys or shapes that do not fit, with the likely reason."""
     wrong = [n for n in wanted if n in given and given[n].shape != wanted[n].shape]
     if wrong:
-        n = wrong[0]
+        told = "; ".join(
+            f"{released_name(n)}: {tuple(given[n].shape)} in the file, "
+            f"{tuple(wanted[n].shape)} in the model"
+            for n in wrong[:3]
+        )
         raise CheckpointError(
-            f"{origin}: {len(wrong)} tensors have another shape, first "
-            f"{_to_released_name(n)}: {tuple(given[n].shape)} in the file, "
-            f"{tuple(wanted[n].shape)} in the model; it is a checkpoint of another model size"
+            f"{origin}: {len(wrong)} tensors have another shape ({told}); it is a checkpoint of "
+            f"another model size{_size(given)}"
         )
     if unknown or missing:
-        first = ", ".join([*unknown, *map(_to_released_name, missing)][:3])
+        first = ", ".join([*unknown[:3], *map(released_name, missing[:3])])
         raise CheckpointError(
             f"{origin}: {len(missing)} tensors missing and {len(unknown)} unexpected "
-            f"(first: {first}); it is a checkpoint of another model"
+            f"(first: {first}); {_reason(given, unknown, missing)}"
         )
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            if name in given:
-                tensor.copy_(given[name])
-    audit = f"{origin}: loaded {len(wanted) - len(lacking)} of {len(wanted)} tensors"
-    if lacking:
-        audit += f"; {len(lacking)} new ({_prefixes(lacking)})"
-    if text:
-        audit += f"; {len(text)} text tensors left on disk"
-    return audit
 
 
-def _prefixes(names: list[str]) -> str:
-    return ", ".join(sorted({".".join(n.split(".")[:2]) for n in names}))
+def _size(given: Mapping[str, Tensor]) -> str:
+    """What a file says of its model: ` (width 4096, 28 blocks)`."""
+    patch = given.get("net.patch.weight")
+    blocks = {m[1] for n in given if (m := re.match(r"net\.blocks\.(\d+)\.", n))}
+    return f" (width {patch.shape[0]}, {len(blocks)} blocks)" if patch is not None else ""
+
+
+def _reason(given: Mapping[str, Tensor], unknown: list[str], missing: list[str]) -> str:
+    """The likely reason why keys do not fit."""
+    if not given:
+        return "it holds no tensor of this family of networks (Cosmos-Predict1)"
+    if unknown and all("transformer_blocks" in name for name in unknown[:1]):
+        return "it is in diffusers' form, and NVIDIA's is read here"
+    parts = {name.split(".")[1] for name in (*unknown, *missing) if "." in name}
+    if parts == {"position"} or any("extra_pos_embedder" in name for name in unknown):
+        return (
+            "the position tables differ: set [model] position_tables as the file's network has it"
+        )
+    if parts <= {"action_cond", "action_shared"}:
+        return "the action embedders differ: one of the two is a model without actions"
+    blocks = any(".blocks." in name for name in (*unknown, *missing))
+    return f"it is a checkpoint of another model{_size(given) if blocks else ''}"

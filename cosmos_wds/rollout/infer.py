@@ -64,7 +64,7 @@ def infer(request: InferRequest) -> Path:
     )
     kind = request.weights or recipe.infer.weights
     run = load_run(request.checkpoint, weights=kind, device=device)
-    say(escape(run.audit))
+    say(escape(str(run.audit)))
     frames = rollout_with_bar(
         run, inputs.first[None], inputs.actions[None], seed=request.seed, steps=request.steps
     )[0]

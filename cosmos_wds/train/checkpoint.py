@@ -7,14 +7,11 @@
     latest_checkpoint.txt         iter_000002000.pt
 
 Each file is written under a temporary name, fsynced and renamed; `latest_checkpoint.txt` comes
-last. So whatever stops a save, that file names a complete checkpoint. Loading never executes code
-from a file (`weights_only`).
+last. So whatever stops a save, that file names a complete checkpoint.
 """
 
 import os
-import pickle
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -138,24 +135,6 @@ def remove_leftovers(folder: Path) -> None:
         match = re.match(r"iter_(\d{9,})[_.]", path.name)
         if match and int(match[1]) > latest and int(match[1]) not in whole:
             path.unlink(missing_ok=True)
-
-
-def load_file(path: Path) -> Any:
-    """Read a .pt file onto the CPU, memory-mapped, running no code from it.
-
-    Raises CheckpointError for a file that is missing, cut short or not a checkpoint.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: not a checkpoint, or a damaged one ({path.stat().st_size} bytes): {reason}"
-        ) from None
 
 
 def latest_or_none(folder: Path) -> int | None:

@@ -6,20 +6,26 @@ their recipe.toml, a bare file of NVIDIA's, or the name of weights that ship wit
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from cosmos_wds.data.actions import NAMES, ActionContract
 from cosmos_wds.diffusion.edm import Denoiser
 from cosmos_wds.errors import CheckpointError, DataError
+from cosmos_wds.model.dit import initialise_actions
+from cosmos_wds.model.names import BAGGAGE
 from cosmos_wds.model.tokenizer import CosmosTokenizer, PatchTokenizer, Tokenizer
-from cosmos_wds.model.weights import load_state, read_state
+from cosmos_wds.model.weight_files import INDEX, read_state
+from cosmos_wds.model.weights import Audit, load_state
 from cosmos_wds.recipe import Recipe, TokenizerSettings
 from cosmos_wds.train.checkpoint import checkpoint_file, latest_step
 from cosmos_wds.train.folder import CHECKPOINTS, CONTRACT, RECIPE, TOKENIZER, read_recipe
+from cosmos_wds.train.parallel import choose_precision
 
 SHIPPED = Path(__file__).parent.parent / "weights"
 MODEL = "model.safetensors"
@@ -50,14 +56,15 @@ class LoadedRun:
     """A trained model, ready for rollouts."""
 
     denoiser: Denoiser
-    """In evaluation mode, float32, on the device, without gradients."""
+    """In evaluation mode, on the device, without gradients; float32, or bfloat16 where the file is
+    in bfloat16 and so are its computations."""
     tokenizer: Tokenizer
     recipe: Recipe
     contract: ActionContract | None
     """What the actions' numbers mean; None for a model without actions."""
     place: Place
-    audit: str
-    """One sentence on which tensors were loaded."""
+    audit: Audit
+    """Which tensors were loaded."""
 
 
 def load_run(
@@ -79,11 +86,15 @@ def load_run(
         raise CheckpointError(
             f"{place.folder / CONTRACT}: missing, so it is unknown what the actions' numbers mean"
         )
+    state = read_state(place.file)
     denoiser = build_denoiser(recipe, contract)
-    audit = load_state(denoiser, read_state(place.file), origin=str(place.file))
+    computed = choose_precision(recipe.train.precision, torch.device(device))
+    if computed == only_dtype(state) == torch.bfloat16:
+        denoiser.to(torch.bfloat16)
+    audit = load_state(denoiser, state, origin=str(place.file), device=device)
     tokenizer = load_tokenizer(recipe.tokenizer, place.folder)
     return LoadedRun(
-        denoiser=denoiser.eval().requires_grad_(False).to(device),
+        denoiser=denoiser.eval().requires_grad_(False),
         tokenizer=tokenizer.to(device),
         recipe=recipe,
         contract=None if recipe.model.actions == "none" else contract,
@@ -109,7 +120,7 @@ def find_weights(where: str | Path, weights: Kind = "ema") -> Place:
 
 
 def _place_of_file(path: Path) -> Place:
-    if path.suffix not in (".pt", ".safetensors"):
+    if path.suffix not in (".pt", ".safetensors") and not path.name.endswith(INDEX):
         raise CheckpointError(f"{path}: not a checkpoint; weights are .pt or .safetensors files")
     name = re.fullmatch(r"iter_(\d{9,})(_(?:reg|ema)_model)?\.(?:pt|safetensors)", path.name)
     if name and not name[2]:
@@ -130,7 +141,7 @@ def _place_of_folder(path: Path, weights: Kind) -> Place:
     if step is not None:
         file = checkpoint_file(path / CHECKPOINTS, step, f"_{weights}_model")
         return Place(file, path, step)
-    for name in (MODEL, "model.pt"):
+    for name in (MODEL, f"model{INDEX}", "model.pt"):
         if (path / name).is_file():
             return Place(path / name, path if (path / RECIPE).is_file() else None)
     raise CheckpointError(
@@ -140,27 +151,43 @@ def _place_of_folder(path: Path, weights: Kind) -> Place:
 
 
 def build_denoiser(recipe: Recipe, contract: ActionContract | None) -> Denoiser:
-    """The network that a recipe describes, for the contract's number of action dimensions."""
+    """The network that a recipe describes, for the contract's number of action dimensions.
+
+    It is on the meta device and has no memory: `load_state` gives it that, tensor by tensor.
+    """
     dims = len(contract.names if contract else NAMES)
-    return Denoiser(recipe.model, recipe.diffusion, action_dims=dims)
+    with torch.device("meta"):
+        return Denoiser(recipe.model, recipe.diffusion, action_dims=dims)
 
 
-def load_base(denoiser: Denoiser, recipe: Recipe, place: Place) -> str:
-    """Load the weights to start from; returns the audit in one sentence.
+def load_base(
+    denoiser: Denoiser, recipe: Recipe, place: Place, *, device: torch.device | str
+) -> Audit:
+    """Load the weights to start from onto a device.
 
-    A base without actions leaves the action embedders as they were initialised. Raises
-    CheckpointError for anything else that is missing or unexpected.
+    The action embedders, which a base without actions lacks, are initialised as the preset says.
+    Raises CheckpointError for anything else that is missing or unexpected.
     """
     state = read_state(place.file)
     has_actions = any("action_embedder" in name for name in state)
     if not recipe.model.position_tables:  # the reference's choice (spec.md b.6)
         state = {k: v for k, v in state.items() if "extra_pos_embedder" not in k}
-    return load_state(
+    audit = load_state(
         denoiser,
         state,
         origin=str(place.file),
         may_lack=() if has_actions else ACTION_PARTS,
+        device=device,
     )
+    if audit.new:
+        initialise_actions(denoiser.net, torch.Generator().manual_seed(recipe.seed))
+    return audit
+
+
+def only_dtype(state: Mapping[str, Tensor]) -> torch.dtype | None:
+    """The number type of all of a file's weights; None when they differ."""
+    kinds = {tensor.dtype for name, tensor in state.items() if not BAGGAGE.search(name)}
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def check_contract(place: Place, contract: ActionContract) -> None:

@@ -17,14 +17,15 @@ from cosmos_wds.data.loader import Loader
 from cosmos_wds.data.reader import EpisodePool, Mp4Reader
 from cosmos_wds.diffusion.edm import Denoiser
 from cosmos_wds.errors import CheckpointError, ConfigError
+from cosmos_wds.model.names import from_released, to_released
 from cosmos_wds.model.tokenizer import PatchTokenizer, Tokenizer
-from cosmos_wds.model.weights import from_released, load_state, read_state, to_released
+from cosmos_wds.model.weight_files import load_pt, read_state
+from cosmos_wds.model.weights import load_state
 from cosmos_wds.recipe import Recipe
 from cosmos_wds.train import folder as files
 from cosmos_wds.train.checkpoint import (
     checkpoint_file,
     latest_step,
-    load_file,
     remove_leftovers,
 )
 from cosmos_wds.train.ema import Ema
@@ -220,14 +221,15 @@ def some_frames(recipe: Recipe, inputs: Inputs) -> torch.Tensor:
 def assemble(recipe: Recipe, ranks: Ranks, inputs: Inputs, done: int | None) -> Training:
     """Build every part and fill it: from the base, from nothing, or from the checkpoint `done`."""
     tokenizer = load_tokenizer(recipe.tokenizer, recipe.run_folder).to(ranks.device)
-    denoiser = build_denoiser(recipe, inputs.index.contract)
-    denoiser.initialise(recipe.seed)
+    denoiser = build_denoiser(recipe, inputs.index.contract)  # on the meta device: no memory yet
     if done is not None:
         path = checkpoint_file(recipe.run_folder / files.CHECKPOINTS, done, "_reg_model")
-        load_state(denoiser, read_state(path), origin=str(path))
+        load_state(denoiser, read_state(path), origin=str(path), device=ranks.device)
     elif inputs.base:
-        say(escape(load_base(denoiser, recipe, inputs.base)))
-    denoiser.to(ranks.device)
+        say(escape(str(load_base(denoiser, recipe, inputs.base, device=ranks.device))))
+    else:
+        denoiser.to_empty(device="cpu").initialise(recipe.seed)
+        denoiser.to(ranks.device)
     if recipe.train.compile:
         for block in denoiser.net.blocks:
             block.compile()
@@ -255,7 +257,7 @@ def restore(run: Training, done: int) -> None:
     Raises CheckpointError when it is damaged, or what the run reads is not what it was.
     """
     paths = {p: checkpoint_file(run.checkpoints, done, p) for p in ("", "_ema_model", "_optim")}
-    state = load_file(paths[""])
+    state = load_pt(paths[""])
     try:
         run.step, run.recent, before = state["iteration"], state["recent"], state["digests"]
         run.saved = run.step
@@ -270,4 +272,4 @@ def restore(run: Training, done: int) -> None:
         )
     averages, _ = from_released(read_state(paths["_ema_model"]))
     run.ema.load(averages)
-    load_optimizer_state(run.optimizer, run.parameters, load_file(paths["_optim"]))
+    load_optimizer_state(run.optimizer, run.parameters, load_pt(paths["_optim"]))

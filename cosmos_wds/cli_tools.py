@@ -1,0 +1,127 @@
+"""The command line's tools beside the way from recordings to rollouts: inspect, export, bench."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+tools = typer.Typer(rich_markup_mode="rich")
+inspect = typer.Typer(
+    help="Look at what a model is made of.", no_args_is_help=True, rich_markup_mode="rich"
+)
+bench = typer.Typer(
+    help="Measure this machine's speed.", no_args_is_help=True, rich_markup_mode="rich"
+)
+tools.add_typer(inspect, name="inspect")
+tools.add_typer(bench, name="bench")
+
+Preset = Annotated[
+    Literal["ours", "reference"],
+    typer.Option(help="How bridge (ours) or bridge_reference builds a size's network."),
+]
+
+
+@inspect.command(
+    "model",
+    epilog="Examples:\n\ncosmos-wds inspect model cosmos-predict1-7b --preset reference\n\n"
+    "cosmos-wds inspect model bridge",
+)
+def inspect_model(
+    name: Annotated[str, typer.Argument(help="A size (cosmos-predict1-7b, ...) or a recipe.")],
+    preset: Preset = "ours",
+) -> None:
+    """Parameters by group, in total and on the device, and operations per sample.
+
+    Nothing is allocated. A recipe brings its own window; a size is shown at 2 frames of 256x320.
+    """
+    from cosmos_wds.console import result
+    from cosmos_wds.model.show import facts_table
+
+    for part in facts_table(name, preset):
+        result.print(part)
+
+
+@bench.command(
+    "model",
+    epilog="Examples:\n\ncosmos-wds bench model cosmos-predict1-7b --backward\n\n"
+    "cosmos-wds bench model cosmos-tiny --batch 8",
+)
+def bench_model(  # noqa: PLR0913 (a command's options are its arguments)
+    name: Annotated[str, typer.Argument(help="A size (cosmos-predict1-7b, ...) or a recipe.")],
+    preset: Preset = "ours",
+    batch: Annotated[int, typer.Option(min=1, help="Samples that run together.")] = 1,
+    backward: Annotated[bool, typer.Option("--backward", help="Forward and backward.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs; their median counts.")] = 5,
+    compile_blocks: Annotated[
+        bool, typer.Option("--compile", help="Compile each block first.")
+    ] = False,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")] = "auto",
+    json_lines: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+) -> None:
+    """Time, memory and share of the card's matrix rate of a network with random weights."""
+    from cosmos_wds.console import result
+    from cosmos_wds.train.bench_model import BenchRequest, run_bench
+
+    measured = run_bench(
+        BenchRequest(
+            name=name,
+            preset=preset,
+            batch=batch,
+            backward=backward,
+            repeats=repeats,
+            compile_blocks=compile_blocks,
+            device=device,
+        )
+    )
+    result.print(measured.to_json() if json_lines else measured.table())
+
+
+@tools.command(
+    epilog="Examples:\n\ncosmos-wds export my/run --format pt\n\n"
+    "cosmos-wds export my/run --format diffusers --push my-name/my-model"
+)
+def export(  # noqa: PLR0913 (a command's options are its arguments)
+    run: Annotated[str, typer.Argument(help="A run's folder, or a file of its weights.")],
+    form: Annotated[
+        Literal["pt", "safetensors", "diffusers"],
+        typer.Option("--format", help="NVIDIA's names as .pt or safetensors, or diffusers'."),
+    ] = "safetensors",
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; exports/NAME-FORMAT if left out.")
+    ] = None,
+    weights: Annotated[
+        Literal["ema", "reg"], typer.Option(help="The running average, or as trained.")
+    ] = "ema",
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"], typer.Option(help="Of the numbers written.")
+    ] = "bfloat16",
+    base: Annotated[
+        str | None,
+        typer.Option(help="Where the base lies whose text path is written back, if it has moved."),
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="ORG/NAME", help="Upload the folder to the hub too.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a folder that is there.")
+    ] = False,
+) -> None:
+    """Write a run's weights as a folder that stands alone, with recipe, contract and model card."""
+    from cosmos_wds.train.export import ExportRequest
+    from cosmos_wds.train.export import export as write
+
+    request = ExportRequest(
+        run=run,
+        form=form,
+        output=output,
+        weights=weights,
+        dtype=dtype,
+        base=base,
+        overwrite=overwrite,
+    )
+    folder = write(request)
+    if push:
+        from cosmos_wds.sources.push import push_folder
+
+        push_folder(folder, push)
+    typer.echo(folder)
