@@ -108,11 +108,16 @@ def cosmos_wds(
 
 
 @app.command(
-    epilog=_examples("cosmos-wds download", "cosmos-wds download demo --set generate.train=20")
+    epilog=_examples(
+        "cosmos-wds download",
+        "cosmos-wds download demo --set generate.train=20",
+        "cosmos-wds download cosmos-predict1-7b-video2world",
+    )
 )
 def download(
-    pipeline: Annotated[
-        str, typer.Argument(help="A pipeline: bridge, demo, or a file of yours.")
+    name: Annotated[
+        str,
+        typer.Argument(help="A pipeline: bridge, demo, or a file of yours; or NVIDIA's weights."),
     ] = "bridge",
     changes: Changes = None,
 ) -> None:
@@ -120,10 +125,9 @@ def download(
 
     Goes on where it stopped, and does nothing when everything is there.
     """
-    from cosmos_wds.pipeline import load_pipeline
-    from cosmos_wds.sources.fetch import fetch
+    from cosmos_wds.sources.fetch import fetch_named
 
-    _show(fetch(load_pipeline(pipeline, changes or ())))
+    _show(fetch_named(name, changes or ()))
 
 
 @app.command(
@@ -233,12 +237,12 @@ def infer(  # noqa: PLR0913 (a command's options are its arguments)
     first = _one_of(image=image, video=video)
     if actions is None and (checkpoint or first):
         raise ConfigError("infer: which actions? give --annotation FILE or --npy FILE")
-    from cosmos_wds.rollout.infer import InferRequest
+    from cosmos_wds.rollout.infer import InferRequest, bridge_episode, bridge_run
     from cosmos_wds.rollout.infer import infer as run
 
     request = InferRequest(
-        checkpoint=checkpoint or _bridge_run(),
-        actions=actions or _held_out_episode(),
+        checkpoint=checkpoint or bridge_run(),
+        actions=actions or bridge_episode(),
         first=first,
         output=output,
         overwrite=overwrite,
@@ -258,25 +262,6 @@ def _one_of(**options: Path | None) -> Path | None:
     if len(given) > 1:
         raise ConfigError(f"infer: {' and '.join(f'--{name}' for name in given)}: give one of them")
     return options[given[0]] if given else None
-
-
-def _bridge_run() -> str:
-    from cosmos_wds.recipe import load_recipe
-
-    return str(load_recipe("bridge").run_folder)
-
-
-def _held_out_episode() -> Path:
-    """The first validation episode of Bridge. Raises DataError when it is not there."""
-    from cosmos_wds.errors import DataError
-    from cosmos_wds.pipeline import load_pipeline
-    from cosmos_wds.sources import open_source
-
-    source = open_source(load_pipeline("bridge"))
-    episodes = source.list("val")
-    if not episodes:
-        raise DataError(f"{source.root}: no val episode; give --annotation FILE or --npy FILE")
-    return episodes[0]
 
 
 @app.command(epilog=_examples("cosmos-wds demo --output outputs/demo"))

@@ -11,6 +11,7 @@ from typer.main import get_command
 from cosmos_wds.cli import app
 from cosmos_wds.pipeline import load_pipeline
 from cosmos_wds.recipe import load_recipe
+from cosmos_wds.sources.weights import find_repository
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = ("torchrun", "--nproc-per-node")
@@ -34,8 +35,10 @@ def check(line):
     changes = params.get("changes") or ()
     if name == "train":
         load_recipe(params["recipe"], changes)
-    elif name in ("download", "shard"):
+    elif name == "shard":
         load_pipeline(params["pipeline"], changes)
+    elif name == "download" and not find_repository(params["name"]):
+        load_pipeline(params["name"], changes)
     elif name == "demo":
         load_recipe("demo", changes)
     return name, params

@@ -3,11 +3,8 @@
 import hashlib
 import http.server
 import io
-import json
 import tarfile
-import threading
-from contextlib import contextmanager
-from types import SimpleNamespace
+from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -15,8 +12,9 @@ import pytest
 from cosmos_wds.errors import DownloadError
 from cosmos_wds.sources import http as fetching
 from cosmos_wds.sources.http import download, extract
-from cosmos_wds.sources.hub import fetch_weights
+from tests.servers import serving
 
+Usage = namedtuple("Usage", "total used free")
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 SHA = hashlib.sha256(CONTENT).hexdigest()
 
@@ -61,24 +59,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         pass
-
-
-@contextmanager
-def serving(handler, **state):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    server.state = SimpleNamespace(released=threading.Event(), **state)
-    server.state.url = f"http://127.0.0.1:{server.server_port}"
-    server.handle_error = lambda *args: None  # clients that leave are part of these tests
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield server.state
-    finally:
-        server.state.released.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture
@@ -207,7 +187,7 @@ def test_what_the_network_says_is_one_line(server, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(DownloadError, match="cannot be written"):
         download(server.file, tmp_path / "file" / "d")
-    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: Usage(0, 0, 1000))
     with pytest.raises(DownloadError, match=r"0\.0 GB are to come and 0\.0 GB are free"):
         download(server.file, tmp_path / "e")
 
@@ -337,97 +317,3 @@ def test_damaged_archives_leave_nothing(tmp_path):
     archive(tmp_path / "a.tar.gz", GOOD)
     with pytest.raises(DownloadError, match="no files below bridge; it holds top/bridge"):
         extract(tmp_path / "a.tar.gz", tmp_path / "raw", strip="bridge")
-
-
-# The hub
-
-
-COMMIT = "0123456789012345678901234567890123456789"
-WEIGHTS = {"model.pt": b"weights" * 1000, "config.json": b"{}"}
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """What `hf_hub_download` and `snapshot_download` ask a hub for."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        self.server.state.asked.append(self.path)
-        path = self.path.partition("?")[0]
-        if "gated" in path:
-            return self.reply(403, b"", {"X-Error-Code": "GatedRepo"})
-        if "/owner/name" not in path:
-            return self.reply(404, b"", {"X-Error-Code": "RepoNotFound"})
-        if path.startswith("/api/models"):
-            siblings = [{"rfilename": name} for name in WEIGHTS]
-            if "/tree/" in path:
-                tree = [
-                    {"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
-                    for n, c in WEIGHTS.items()
-                ]
-                return self.reply(200, json.dumps(tree).encode())
-            table = {"id": "owner/name", "sha": COMMIT, "siblings": siblings, "private": False}
-            return self.reply(200, json.dumps(table).encode())
-        content = WEIGHTS.get(path.rpartition("/")[2])
-        if content is None:
-            return self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
-        etag = hashlib.sha1(content).hexdigest()
-        self.reply(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
-
-    def reply(self, status, body, headers=None):
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with serving(Hub, asked=[]) as state:
-        monkeypatch.setenv("HF_ENDPOINT", state.url)
-        yield state
-
-
-def test_weights_come_by_file_and_by_repository(hub, tmp_path):
-    folder = fetch_weights("owner/name", tmp_path, ["model.pt"])
-    assert folder == tmp_path / "name"
-    assert (folder / "model.pt").read_bytes() == WEIGHTS["model.pt"]
-    assert not (folder / "config.json").exists()
-    assert fetch_weights("owner/name", folder) == folder
-    assert (folder / "config.json").read_bytes() == b"{}"
-    asked = len([p for p in hub.asked if p.endswith("model.pt")])
-    fetch_weights("owner/name", tmp_path)
-    assert (folder / "model.pt").read_bytes() == WEIGHTS["model.pt"]
-    assert len([p for p in hub.asked if p.endswith("model.pt")]) <= asked + 1
-
-
-@pytest.mark.parametrize(
-    ("repo", "files", "says"),
-    [
-        ("owner/gated", None, "licence must be accepted first, at http.*/owner/gated"),
-        ("owner/gated", ["model.pt"], "licence must be accepted first"),
-        ("owner/unknown", None, "no such repository"),
-        ("owner/unknown", ["model.pt"], "no such repository"),
-        ("owner/name", ["other.pt"], "has no such file"),
-        ("not/a/repo", None, "not the name of a repository"),
-    ],
-)
-def test_what_the_hub_refuses_is_one_line(hub, tmp_path, repo, files, says):
-    with pytest.raises(DownloadError, match=says) as error:
-        fetch_weights(repo, tmp_path, files)
-    assert "\n" not in str(error.value)
-
-
-def test_a_hub_that_cannot_be_reached(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(DownloadError, match="cannot be reached") as error:
-        fetch_weights("owner/name", tmp_path)
-    assert "\n" not in str(error.value)

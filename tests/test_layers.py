@@ -23,6 +23,7 @@ LAYERS = [
     {"train"},
     {"rollout"},
     {"demo"},
+    {"cli_tools"},
     {"cli"},
     {"__main__"},
 ]
@@ -31,7 +32,10 @@ LAYERS = [
 SISTERS = {"recipe": {"pipeline"}, "data": {"model"}, "model": {"data"}, "sources": {"diffusion"}}
 """Parts of one line that must not know each other, told apart for clear messages."""
 
-LIGHT = ("__init__", "errors", "config", "console", "recipe", "pipeline", "cli", "__main__")
+LIGHT = (
+    *("__init__", "__main__", "errors", "config", "console"),
+    *("recipe", "pipeline", "cli", "cli_tools"),
+)
 """Modules that a typo on the command line goes through: no torch, so that it is told at once."""
 
 HEAVY = ("torch", "numpy", "webdataset", "decord", "av", "safetensors", "huggingface_hub", "PIL")

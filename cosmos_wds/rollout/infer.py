@@ -10,12 +10,14 @@ from rich.markup import escape
 from cosmos_wds.console import say
 from cosmos_wds.data.actions import ActionContract
 from cosmos_wds.data.video import resize
-from cosmos_wds.errors import ConfigError
-from cosmos_wds.recipe import Recipe
+from cosmos_wds.errors import ConfigError, DataError
+from cosmos_wds.pipeline import load_pipeline
+from cosmos_wds.recipe import Recipe, load_recipe
 from cosmos_wds.rollout.film import beside, write_mp4
 from cosmos_wds.rollout.inputs import Inputs, read_inputs
 from cosmos_wds.rollout.metrics import psnr, shown_steps
 from cosmos_wds.rollout.rollout import contract_of, rollout_with_bar
+from cosmos_wds.sources import open_source
 from cosmos_wds.train.folder import read_recipe
 from cosmos_wds.train.parallel import choose_device
 from cosmos_wds.train.run import Kind, find_weights, load_run
@@ -109,6 +111,20 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         raise ConfigError(
             f"{path}: its folder cannot be written: {error.strerror}; choose another one"
         ) from None
+
+
+def bridge_run() -> str:
+    """The run of the bridge recipe, which `infer` takes when none is named."""
+    return str(load_recipe("bridge").run_folder)
+
+
+def bridge_episode() -> Path:
+    """The first validation episode of Bridge. Raises DataError when it is not there."""
+    source = open_source(load_pipeline("bridge"))
+    episodes = source.list("val")
+    if not episodes:
+        raise DataError(f"{source.root}: no val episode; give --annotation FILE or --npy FILE")
+    return episodes[0]
 
 
 def describe(checkpoint: str) -> tuple[Recipe, ActionContract]:

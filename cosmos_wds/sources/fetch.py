@@ -1,17 +1,39 @@
 """The body of `cosmos-wds download`: a pipeline's weights and recordings, fetched or made."""
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from rich.markup import escape
 
+from cosmos_wds.config import apply_overrides, find_toml, parse
 from cosmos_wds.console import say, track
 from cosmos_wds.errors import ConfigError
-from cosmos_wds.pipeline import DownloadSettings, GenerateSettings, Pipeline
+from cosmos_wds.pipeline import DownloadSettings, GenerateSettings, Pipeline, load_pipeline
 from cosmos_wds.sources.archive import MARKER, extract
 from cosmos_wds.sources.demo import generate
 from cosmos_wds.sources.http import download
 from cosmos_wds.sources.hub import fetch_weights
+from cosmos_wds.sources.weights import find_repository, short_names
+
+
+def fetch_named(name: str, changes: Sequence[str] = ()) -> Path:
+    """Bring what a name stands for: a pipeline, or a model's weights (`NAME@REVISION` pins them).
+
+    Returns the folder of recordings, or of weights. Raises UserError; ConfigError when it is
+    neither.
+    """
+    model = find_repository(name)
+    if model is None:
+        try:
+            find_toml(name, "pipelines")
+        except ConfigError as error:
+            raise ConfigError(f"{error}; weights: {', '.join(short_names())}") from None
+        return fetch(load_pipeline(name, changes))
+    spec = f"{model.name}@{model.revision}" if model.revision else model.name
+    table = apply_overrides({"name": name}, changes)
+    settings = parse(Pipeline, table, origin=name).download
+    return fetch_weights(spec, Path(settings.weights_to))
 
 
 def fetch(pipeline: Pipeline, *, workers: int | None = None) -> Path:

@@ -14,7 +14,7 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +54,7 @@ class _Fetch:
     expected: int
     progress: Progress
     task: TaskID
+    headers: Mapping[str, str] = field(default_factory=dict)
     total: int = 0
     hash: "hashlib._Hash" = field(default_factory=hashlib.sha256)
 
@@ -76,11 +77,19 @@ class _Fetch:
         return int(total) if total.isdecimal() else 0, tag
 
 
-def download(url: str, dest: Path, *, expected_bytes: int = 0, sha256: str = "") -> Path:
+def download(
+    url: str,
+    dest: Path,
+    *,
+    expected_bytes: int = 0,
+    sha256: str = "",
+    headers: Mapping[str, str] | None = None,
+) -> Path:
     """Fetch `url` to the file `dest`, which is whole and verified or not there.
 
     A broken download goes on where it stopped, in this call or the next; a file that is there and
-    verified is left alone. Without a `sha256` the one seen is recorded in `NAME.sha256`.
+    verified is left alone. Without a `sha256` the one seen is recorded in `NAME.sha256`. `headers`
+    (a token) go to the address itself, and nowhere that it redirects to.
     """
     dest, sha256 = Path(dest), sha256.lower()
     if not url.startswith(("http://", "https://")):
@@ -91,17 +100,19 @@ def download(url: str, dest: Path, *, expected_bytes: int = 0, sha256: str = "")
         return dest
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
-        _fetch_part(url, dest, expected_bytes, sha256)
+        _fetch_part(url, dest, expected_bytes, sha256, headers or {})
     except OSError as error:
         raise DownloadError(f"{dest}: cannot be written: {error.strerror or error}") from None
     return dest
 
 
-def _fetch_part(url: str, dest: Path, expected_bytes: int, sha256: str) -> None:
+def _fetch_part(
+    url: str, dest: Path, expected_bytes: int, sha256: str, headers: Mapping[str, str]
+) -> None:
     part, tag_file = (dest.with_name(dest.name + end) for end in (".part", ".part.tag"))
     with _locked(part) as file, progress_bar() as progress:
         task = progress.add_task(f"{escape(dest.name)} (MB)", total=None, note="")
-        fetch = _Fetch(url, file, tag_file, expected_bytes, progress, task)
+        fetch = _Fetch(url, file, tag_file, expected_bytes, progress, task, headers)
         _hash_present(fetch)
         _persist(fetch)
         file.flush()
@@ -168,6 +179,8 @@ def _ask_once(fetch: _Fetch) -> None:
             headers["If-Range"] = tag
     try:
         request = urllib.request.Request(fetch.url, headers=headers)
+        for name, value in fetch.headers.items():
+            request.add_unredirected_header(name, value)
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             _accept(fetch, response)
             _receive(fetch, response)

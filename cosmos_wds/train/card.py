@@ -35,8 +35,8 @@ _USE = {
         "`action_embedder_B_3D` is added to the first value that `time_embed` returns, and "
         "`action_embedder_B_D` to the sinusoid before its norm, per generated frame "
         '(`actions = "per_frame"`) or, with `actions = "reference"`, B_3D of the first action '
-        "alone. diffusers normalises queries and keys with an epsilon of 1e-5 for 1e-6 here, so its "
-        "outputs differ by about 1e-5 of their spread."
+        "alone. diffusers normalises queries and keys with an epsilon of 1e-5, and 1e-6 stands "
+        "here, so its outputs differ by up to about 1e-5 of their spread."
     ),
 }
 
