@@ -231,6 +231,10 @@ def infer(  # noqa: PLR0913 (a command's options are its arguments)
     width: Annotated[
         int | None, typer.Option(help="Of the video; the model's if left out.")
     ] = None,
+    guardrail: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FUNCTION", help="Passes, changes or refuses the frames."),
+    ] = None,
 ) -> None:
     """Render what follows from a first frame under actions: N actions give N + 1 frames."""
     actions = _one_of(annotation=annotation, npy=npy)
@@ -252,6 +256,7 @@ def infer(  # noqa: PLR0913 (a command's options are its arguments)
         fps=fps,
         height=height,
         width=width,
+        guardrail=guardrail,
     )
     _show(run(request))
 

@@ -30,6 +30,14 @@ class Settings(BaseModel):
         yield from ()
 
 
+def at_least(settings: Settings, **bounds: int) -> Iterator[str]:
+    """A line for each setting below its bound."""
+    for name, least in bounds.items():
+        value = getattr(settings, name)
+        if value < least:
+            yield f"{name} = {value}: must be {least} or more"
+
+
 def find_toml(name: str, folder: str) -> Path:
     """Resolve `name` to a file: a path, or a name inside the shipped `folder` (recipes, pipelines).
 

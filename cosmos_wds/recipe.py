@@ -9,12 +9,12 @@ from pydantic import Field
 from cosmos_wds.config import (
     Settings,
     apply_overrides,
+    at_least,
     find_toml,
     parse,
     read_table,
-    shipped_folder,
 )
-from cosmos_wds.errors import ConfigError
+from cosmos_wds.sizes import ModelSettings, size_table
 
 
 class DataSettings(Settings):
@@ -32,7 +32,7 @@ class DataSettings(Settings):
     on_bad: Literal["error", "skip"] = "error"
 
     def problems(self) -> Iterator[str]:
-        yield from _at_least(self, workers=0, pool=1, shard_group=1)
+        yield from at_least(self, workers=0, pool=1, shard_group=1)
 
 
 class WindowSettings(Settings):
@@ -50,43 +50,11 @@ class WindowSettings(Settings):
                 f"frames = {self.frames}: a window holds one given frame and at least one to "
                 "generate; use 2 or more"
             )
-        yield from _at_least(self, interval=1, camera=0)
+        yield from at_least(self, interval=1, camera=0)
         for name, size in (("height", self.height), ("width", self.width)):
             if size % 8 or size < 16:
                 nearest = max(16, 8 * round(size / 8))
                 yield f"{name} = {size}: sizes are multiples of 8, from 16; nearest is {nearest}"
-
-
-class ModelSettings(Settings):
-    """The network (spec.md section b). `size` names a file in recipes/models with these numbers."""
-
-    size: str = ""
-    base: str = ""
-    """Weights to start from: a file, a run's checkpoint, or the name of shipped weights."""
-    actions: Literal["none", "per_frame", "reference"] = "per_frame"
-    """How actions enter: not at all; ours (B_D and B_3D, one embedding per generated frame);
-    or as the reference does (B_3D of the first action only)."""
-    position_tables: bool = True
-    """The base's learnable position tables (spec.md b.6); the reference drops them."""
-    width: int = 4096
-    heads: int = 32
-    blocks: int = 28
-    adaln_rank: int = 256
-    text_width: int = 1024
-    """Width of the text tokens; 0 builds a network without cross-attention."""
-    latent_channels: int = 16
-    max_frames: int = 128
-    max_height: int = 120
-    """Rows of the position tables, in patches."""
-    max_width: int = 120
-    rope_ratio_t: float = 2.0
-    rope_ratio_h: float = 1.0
-    rope_ratio_w: float = 1.0
-
-    def problems(self) -> Iterator[str]:
-        yield from _at_least(self, width=8, heads=1, blocks=1, adaln_rank=1, text_width=0)
-        if self.heads > 0 and self.width % self.heads:
-            yield f"width = {self.width}: not a multiple of heads = {self.heads}"
 
 
 class TokenizerSettings(Settings):
@@ -165,8 +133,8 @@ class TrainSettings(Settings):
     log_every: int = 10
 
     def problems(self) -> Iterator[str]:
-        yield from _at_least(self, steps=1, batch=1, accumulate=1, save_every=1, log_every=1)
-        yield from _at_least(self, warmup=0, keep=0)
+        yield from at_least(self, steps=1, batch=1, accumulate=1, save_every=1, log_every=1)
+        yield from at_least(self, warmup=0, keep=0)
         if self.warmup >= self.steps:
             yield (
                 f"warmup = {self.warmup}: not shorter than steps = {self.steps}, so the learning "
@@ -190,9 +158,11 @@ class InferSettings(Settings):
     weights: Literal["ema", "reg"] = "ema"
     noise: Literal["per_frame", "reference"] = "per_frame"
     """`reference` uses the same noise for every frame of a rollout."""
+    guardrail: str = ""
+    """`module:function` that every rollout's frames pass through (rollout/guardrail.py)."""
 
     def problems(self) -> Iterator[str]:
-        yield from _at_least(self, steps=1, batch=1)
+        yield from at_least(self, steps=1, batch=1)
         if not 0 <= self.augment_sigma < 0.002:
             yield f"augment_sigma = {self.augment_sigma}: from 0 up to, not including, 0.002"
 
@@ -254,13 +224,6 @@ class Recipe(Settings):
         return Path(self.output) / self.project / self.group / self.name
 
 
-def _at_least(settings: Settings, **bounds: int) -> Iterator[str]:
-    for name, least in bounds.items():
-        value = getattr(settings, name)
-        if value < least:
-            yield f"{name} = {value}: must be {least} or more"
-
-
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe by path or shipped name, with `section.key=value` overrides applied.
 
@@ -274,25 +237,5 @@ def recipe_from_table(table: dict[str, Any], *, origin: str) -> Recipe:
     """Build a recipe from a table, filling `[model]` from the size that it names."""
     model = table.get("model")
     if isinstance(model, dict) and model.get("size"):
-        table = {**table, "model": {**_size_table(str(model["size"]), origin), **model}}
+        table = {**table, "model": {**size_table(str(model["size"]), origin), **model}}
     return parse(Recipe, table, origin=origin)
-
-
-def model_settings(size: str, preset: Literal["ours", "reference"] = "ours") -> ModelSettings:
-    """The network of a named size, as `bridge` (ours) or `bridge_reference` builds it.
-
-    Raises ConfigError for a size that is not in recipes/models.
-    """
-    is_ours = preset == "ours"
-    actions = "per_frame" if is_ours else "reference"
-    table = {"size": size, "actions": actions, "position_tables": is_ours}
-    return parse(ModelSettings, {**_size_table(size, size), **table}, origin=size)
-
-
-def _size_table(size: str, origin: str) -> dict[str, Any]:
-    folder = shipped_folder("recipes") / "models"
-    path = folder / f"{size}.toml"
-    if "/" in size or not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
-        raise ConfigError(f"{origin}: [model] size = {size!r}: no such size; known: {known}")
-    return read_table(path)

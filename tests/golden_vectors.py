@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cosmos_wds.model.dit import CosmosDiT
 from cosmos_wds.model.names import from_released
-from cosmos_wds.recipe import ModelSettings
+from cosmos_wds.sizes import ModelSettings
 
 FOLDER = Path(__file__).parent / "golden"
 

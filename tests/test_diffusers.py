@@ -6,7 +6,7 @@ import torch
 from cosmos_wds.model.complete import diffusers as to_diffusers
 from cosmos_wds.model.complete import diffusers_config
 from cosmos_wds.model.dit import CosmosDiT
-from cosmos_wds.recipe import ModelSettings
+from cosmos_wds.sizes import ModelSettings
 from tests.diffusers_network import (  # noqa: F401 (a fixture)
     align_eps,
     masks_without_torchvision,

@@ -11,7 +11,8 @@ from cosmos_wds.errors import CheckpointError, ConfigError
 from cosmos_wds.model.complete import released
 from cosmos_wds.model.names import TEXT, from_released
 from cosmos_wds.model.weight_files import read_state
-from cosmos_wds.recipe import DiffusionSettings, ModelSettings, recipe_from_table
+from cosmos_wds.recipe import DiffusionSettings, recipe_from_table
+from cosmos_wds.sizes import ModelSettings
 from cosmos_wds.train import export as exporting
 from cosmos_wds.train.export import ExportRequest, export
 from cosmos_wds.train.loop import train

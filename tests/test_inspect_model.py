@@ -7,7 +7,7 @@ import pytest
 from cosmos_wds.errors import ConfigError
 from cosmos_wds.model.describe import describe
 from cosmos_wds.model.show import find_subject
-from cosmos_wds.recipe import model_settings
+from cosmos_wds.sizes import model_settings
 from tests.commands import run
 
 WINDOW = {"action_dims": 7, "frames": 2, "height": 32, "width": 40}

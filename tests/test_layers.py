@@ -16,6 +16,7 @@ LONGEST = 300
 LAYERS = [
     {"errors"},
     {"config", "console"},
+    {"sizes"},
     {"recipe", "pipeline"},
     {"data", "model"},
     {"sources", "diffusion"},
@@ -34,7 +35,7 @@ SISTERS = {"recipe": {"pipeline"}, "data": {"model"}, "model": {"data"}, "source
 
 LIGHT = (
     *("__init__", "__main__", "errors", "config", "console"),
-    *("recipe", "pipeline", "cli", "cli_tools"),
+    *("sizes", "recipe", "pipeline", "cli", "cli_tools"),
 )
 """Modules that a typo on the command line goes through: no torch, so that it is told at once."""
 

@@ -15,7 +15,8 @@ from cosmos_wds.model.complete import released
 from cosmos_wds.model.names import to_released
 from cosmos_wds.model.weight_files import read_state
 from cosmos_wds.model.weights import load_state
-from cosmos_wds.recipe import DiffusionSettings, ModelSettings
+from cosmos_wds.recipe import DiffusionSettings
+from cosmos_wds.sizes import ModelSettings
 
 LIKE_7B = {
     "width": 16,
@@ -161,7 +162,8 @@ LOADER = """
     from cosmos_wds.diffusion.edm import Denoiser
     from cosmos_wds.model.weight_files import read_state
     from cosmos_wds.model.weights import load_state
-    from cosmos_wds.recipe import DiffusionSettings, ModelSettings
+    from cosmos_wds.recipe import DiffusionSettings
+from cosmos_wds.sizes import ModelSettings
 
     path, kept = Path(sys.argv[1]), getattr(torch, sys.argv[2])
     settings = ModelSettings(width=1088, heads=17, actions="none")

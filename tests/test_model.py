@@ -5,7 +5,7 @@ import torch
 
 from cosmos_wds.model.dit import CosmosDiT, initialise, initialise_actions
 from cosmos_wds.model.names import from_released
-from cosmos_wds.recipe import ModelSettings
+from cosmos_wds.sizes import ModelSettings
 from tests.golden_vectors import golden_network, part, read_golden
 
 GOLDEN = ("net_a_T2_noextra", "net_b_T4_learnable", "net_c_T2_zerotext")

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from cosmos_wds.diffusion.edm import Denoiser
 from cosmos_wds.errors import CheckpointError
-from cosmos_wds.recipe import DiffusionSettings, ModelSettings, TrainSettings
+from cosmos_wds.recipe import DiffusionSettings, TrainSettings
+from cosmos_wds.sizes import ModelSettings
 from cosmos_wds.train.optim import (
     build_optimizer,
     is_decayed,

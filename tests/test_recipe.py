@@ -10,13 +10,8 @@ from hypothesis import strategies as st
 from cosmos_wds.config import apply_overrides, dump, find_toml, parse, read_table, shipped_folder
 from cosmos_wds.errors import ConfigError
 from cosmos_wds.pipeline import Pipeline, load_pipeline
-from cosmos_wds.recipe import (
-    ModelSettings,
-    Recipe,
-    load_recipe,
-    model_settings,
-    recipe_from_table,
-)
+from cosmos_wds.recipe import Recipe, load_recipe, recipe_from_table
+from cosmos_wds.sizes import ModelSettings, model_settings
 
 RECIPES = sorted(p.stem for p in shipped_folder("recipes").glob("*.toml"))
 PIPELINES = sorted(p.stem for p in shipped_folder("pipelines").glob("*.toml"))

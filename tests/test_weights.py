@@ -14,7 +14,8 @@ from cosmos_wds.model.complete import shapes
 from cosmos_wds.model.names import from_released, released_name, to_released
 from cosmos_wds.model.weight_files import read_state
 from cosmos_wds.model.weights import load_state
-from cosmos_wds.recipe import DiffusionSettings, ModelSettings, model_settings
+from cosmos_wds.recipe import DiffusionSettings
+from cosmos_wds.sizes import ModelSettings, model_settings
 
 SMALL = {
     "width": 32,

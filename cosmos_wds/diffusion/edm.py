@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from cosmos_wds.diffusion.noise import Draws
 from cosmos_wds.model.dit import CosmosDiT, initialise
 from cosmos_wds.model.embed import LogVariance
-from cosmos_wds.recipe import DiffusionSettings, ModelSettings
+from cosmos_wds.recipe import DiffusionSettings
+from cosmos_wds.sizes import ModelSettings
 
 SIGMA_DATA = 0.5
 """Standard deviation of latents (Cosmos-Predict1)."""

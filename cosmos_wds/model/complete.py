@@ -14,7 +14,7 @@ from torch import Tensor
 from cosmos_wds.model.dit import PATCH, CosmosDiT
 from cosmos_wds.model.embed import LogVariance
 from cosmos_wds.model.names import POSITIONS, TEXT, released_name, rename
-from cosmos_wds.recipe import ModelSettings
+from cosmos_wds.sizes import ModelSettings
 
 DIFFUSERS_CLASS = "CosmosTransformer3DModel"
 PLAIN_TEXT_WIDTH = 1024

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cosmos_wds.model.dit import PATCH, CosmosDiT
 from cosmos_wds.model.embed import LogVariance
 from cosmos_wds.model.names import TEXT
-from cosmos_wds.recipe import ModelSettings
+from cosmos_wds.sizes import ModelSettings
 
 TEXT_TOKENS = 512
 """Text tokens of a sample in the reference (spec.md a)."""

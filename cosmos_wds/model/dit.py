@@ -15,7 +15,7 @@ from cosmos_wds.model.attention import RMSNorm
 from cosmos_wds.model.block import Block, FinalLayer, Modulation, cos_sin
 from cosmos_wds.model.embed import ActionMLP, NoiseEmbedding, PositionTables
 from cosmos_wds.model.rope import rope_angles
-from cosmos_wds.recipe import ModelSettings
+from cosmos_wds.sizes import ModelSettings
 
 PATCH = 2
 """Latent pixels per side of a token."""

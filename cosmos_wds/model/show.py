@@ -5,10 +5,11 @@ from typing import Literal, NamedTuple
 
 from rich.table import Table
 
-from cosmos_wds.config import find_toml, shipped_folder
+from cosmos_wds.config import find_toml
 from cosmos_wds.errors import ConfigError
 from cosmos_wds.model.describe import TEXT_TOKENS, Facts, describe
-from cosmos_wds.recipe import ModelSettings, load_recipe, model_settings
+from cosmos_wds.recipe import load_recipe
+from cosmos_wds.sizes import ModelSettings, model_settings, size_names
 
 ACTION_DIMS = 7
 """Numbers of an action: x y z, roll pitch yaw, gripper."""
@@ -28,7 +29,7 @@ def find_subject(name: str, preset: Literal["ours", "reference"]) -> Subject:
 
     Raises ConfigError when it is neither, or when a preset is asked of a recipe.
     """
-    sizes = sorted(p.stem for p in (shipped_folder("recipes") / "models").glob("*.toml"))
+    sizes = size_names()
     if name in sizes:
         settings = model_settings(name, preset)
         # A small network's tables may be smaller than the usual window.

@@ -1,7 +1,7 @@
 """The body of `cosmos-wds infer`: weights, a first frame and actions -> a video."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from cosmos_wds.errors import ConfigError, DataError
 from cosmos_wds.pipeline import load_pipeline
 from cosmos_wds.recipe import Recipe, load_recipe
 from cosmos_wds.rollout.film import beside, write_mp4
+from cosmos_wds.rollout.guardrail import load_guardrail, remind
 from cosmos_wds.rollout.inputs import Inputs, read_inputs
 from cosmos_wds.rollout.metrics import psnr, shown_steps
 from cosmos_wds.rollout.rollout import contract_of, rollout_with_bar
@@ -47,6 +48,8 @@ class InferRequest:
     overwrite: bool = False
     weights: Kind | None = None
     device: str = "auto"
+    guardrail: str | None = None
+    """`module:function` that the frames pass through; None: the recipe's."""
 
 
 def infer(request: InferRequest) -> Path:
@@ -57,6 +60,7 @@ def infer(request: InferRequest) -> Path:
     check_request(request)
     device = choose_device(request.device)
     recipe, contract = describe(request.checkpoint)
+    recipe = with_guardrail(recipe, request.guardrail)
     inputs = read_inputs(
         request.first,
         request.actions,
@@ -66,7 +70,9 @@ def infer(request: InferRequest) -> Path:
     )
     kind = request.weights or recipe.infer.weights
     run = load_run(request.checkpoint, weights=kind, device=device)
+    run = replace(run, recipe=recipe)
     say(escape(str(run.audit)))
+    remind(recipe)
     frames = rollout_with_bar(
         run, inputs.first[None], inputs.actions[None], seed=request.seed, steps=request.steps
     )[0]
@@ -78,6 +84,15 @@ def infer(request: InferRequest) -> Path:
     write_mp4(request.output, shown, fps)
     say(f"{escape(str(request.output))}: {len(frames)} frames, {len(inputs.actions)} actions")
     return request.output
+
+
+def with_guardrail(recipe: Recipe, name: str | None) -> Recipe:
+    """The recipe with another guardrail, if one is given. Raises ConfigError when it is not one."""
+    if name is not None:
+        changed = recipe.infer.model_copy(update={"guardrail": name})
+        recipe = recipe.model_copy(update={"infer": changed})
+    load_guardrail(recipe.infer.guardrail)
+    return recipe
 
 
 def check_request(request: InferRequest) -> None:

@@ -22,6 +22,7 @@ from cosmos_wds.data.actions import ActionContract
 from cosmos_wds.data.video import resize
 from cosmos_wds.diffusion.sampler import sample
 from cosmos_wds.errors import CheckpointError
+from cosmos_wds.rollout.guardrail import guarded
 from cosmos_wds.train.parallel import choose_precision
 from cosmos_wds.train.run import LoadedRun
 
@@ -47,7 +48,7 @@ def rollout(
     result    (R, N+1, height, width, 3) uint8; frame 0 is the first frame itself, not decoded
 
     Rollout r depends on (seed, r) and its own first frame and actions, not on the others. Raises
-    CheckpointError for a model without an action contract.
+    CheckpointError for a model without an action contract, Blocked when the guardrail refuses.
     """
     assert first.ndim == 4 and actions.ndim == 3 and len(first) == len(actions) > 0
     assert actions.shape[1] > 0 and np.isfinite(actions).all()
@@ -64,7 +65,7 @@ def rollout(
             steps=steps or run.recipe.infer.steps,
             on_frame=on_frame,
         )
-    return np.concatenate([first[:, None], generated], axis=1)
+    return guarded(run.recipe.infer.guardrail, np.concatenate([first[:, None], generated], axis=1))
 
 
 def rollout_with_bar(

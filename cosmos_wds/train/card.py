@@ -14,9 +14,6 @@ from cosmos_wds.train.checkpoint import checkpoint_file
 from cosmos_wds.train.folder import CHECKPOINTS, METRICS, RECIPE
 from cosmos_wds.train.run import Place
 
-NVIDIA = "cosmos-predict1-"
-"""How the names of NVIDIA's sizes begin."""
-
 _LICENCES = {
     True: (
         "license: other\nlicense_name: nvidia-open-model-license\n"
@@ -44,7 +41,7 @@ _USE = {
 def model_card(recipe: Recipe, place: Place, *, form: str, dtype: str) -> str:
     """README.md for a folder of exported weights."""
     assert place.folder is not None
-    is_nvidia = recipe.model.size.startswith(NVIDIA)
+    is_nvidia = recipe.model.is_nvidia
     head = (
         f"---\n{_LICENCES[is_nvidia]}pipeline_tag: robotics\ntags: [world-model, cosmos-wds]\n---"
     )
