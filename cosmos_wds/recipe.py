@@ -60,8 +60,9 @@ class WindowSettings(Settings):
 class TokenizerSettings(Settings):
     """Pixels <-> latents."""
 
-    kind: Literal["cosmos", "patch"] = "cosmos"
+    kind: Literal["cosmos", "diffusers", "patch"] = "cosmos"
     """`cosmos`: NVIDIA's encoder.jit, decoder.jit and mean_std.pt in the folder `path`.
+    `diffusers`: the same tokenizer there as an AutoencoderKLCosmos (cosmos-wds[diffusers]).
     `patch`: the embedded one; taken from the base weights, else fitted on the shards."""
     path: str = ""
     patch: int = 4

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cosmos_wds.errors import CheckpointError
-from cosmos_wds.model.tokenizer import CosmosTokenizer, PatchTokenizer
+from cosmos_wds.errors import CheckpointError, ConfigError
+from cosmos_wds.model.tokenizer_cosmos import CosmosTokenizer
+from cosmos_wds.model.tokenizer_patch import PatchTokenizer
 from tests.golden_vectors import read_golden
 
 
@@ -85,13 +86,13 @@ def released(tmp_path):
 
 def test_cosmos_tokenizer_equals_the_reference(released):
     folder, golden = released
-    tokenizer = CosmosTokenizer(folder)
+    tokenizer = CosmosTokenizer.from_torchscript(folder)
     latent = tokenizer.encode(golden["video_u8"])
     assert torch.equal(latent.to(torch.bfloat16), golden["latent_scaled_bf16"])
     pixels = tokenizer.decode(golden["latent_scaled_bf16"])
     shown = pixels[0].permute(1, 2, 3, 0)
     assert torch.equal(shown, golden["decoded_uint8_THWC_b0"])
-    assert tokenizer.digest == CosmosTokenizer(folder).digest
+    assert tokenizer.digest == CosmosTokenizer.from_torchscript(folder).digest
 
 
 @pytest.mark.parametrize("name", ["encoder.jit", "decoder.jit", "mean_std.pt"])
@@ -99,7 +100,111 @@ def test_cosmos_tokenizer_names_what_is_missing_or_damaged(released, name):
     folder, _ = released
     (folder / name).write_bytes(b"not this")
     with pytest.raises(CheckpointError, match=name):
-        CosmosTokenizer(folder)
+        CosmosTokenizer.from_torchscript(folder)
     (folder / name).unlink()
     with pytest.raises(CheckpointError, match=name):
-        CosmosTokenizer(folder)
+        CosmosTokenizer.from_torchscript(folder)
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (torch.zeros(2, 256), "not a pair"),
+        ((torch.zeros(256), torch.ones(16)), "16 numbers for mean or spread, 256 expected"),
+        ((torch.zeros(256), torch.zeros(256)), "numbers that cannot be"),
+        ((torch.zeros(256), torch.full((256,), torch.nan)), "numbers that cannot be"),
+        ((torch.zeros(256, dtype=torch.int64), torch.ones(256)), "not two tensors of floats"),
+    ],
+)
+def test_statistics_of_something_else_are_refused(released, content, says):
+    folder, _ = released
+    torch.save(content, folder / "mean_std.pt")
+    with pytest.raises(CheckpointError, match=says):
+        CosmosTokenizer.from_torchscript(folder)
+
+
+class OtherEncoder(nn.Module):
+    """Halves the picture, as a tokenizer of another compression does."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x[:, :1, :, ::2, ::2].expand(-1, 16, -1, -1, -1),)
+
+
+def test_another_compression_is_told(released):
+    folder, _ = released
+    with pytest.warns(DeprecationWarning):
+        torch.jit.script(OtherEncoder()).save(folder / "encoder.jit")
+    tokenizer = CosmosTokenizer.from_torchscript(folder)
+    with pytest.raises(CheckpointError, match="not a CV8x8x8 tokenizer"):
+        tokenizer.encode(torch.zeros(1, 3, 1, 16, 16, dtype=torch.uint8))
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    """A small AutoencoderKLCosmos with random weights, and statistics of its own."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    model = diffusers.AutoencoderKLCosmos(
+        encoder_block_out_channels=(16, 16, 16, 16),
+        decode_block_out_channels=(16, 16, 16, 16),
+        num_layers=1,
+        latents_mean=torch.linspace(-1, 1, 256).tolist(),
+        latents_std=torch.linspace(0.5, 2, 256).tolist(),
+    )
+    folder = tmp_path_factory.mktemp("vae")
+    model.save_pretrained(folder)
+    return folder, model.eval()
+
+
+@torch.no_grad()
+def test_diffusers_autoencoder_is_the_same_tokenizer_in_another_form(autoencoder):
+    folder, model = autoencoder
+    tokenizer = CosmosTokenizer.from_diffusers(folder)
+    video = smooth_video(frames=3, height=32, width=48)
+    latent = tokenizer.encode(video)
+    assert latent.shape == (1, 16, 3, 4, 6) and latent.dtype == torch.float32
+    column = (1, 16, 1, 1, 1)
+    mean = torch.linspace(-1, 1, 256)[::16].to(torch.bfloat16).view(column)
+    std = torch.linspace(0.5, 2, 256)[::16].to(torch.bfloat16).view(column)
+    for t in range(3):  # each frame is a clip of its own
+        clip = video[:, :, t : t + 1].to(torch.bfloat16) / 127.5 - 1
+        z = model.encode(clip.float()).latent_dist.mode().to(torch.bfloat16)
+        wanted = ((z - mean) / std * 0.5).float()
+        torch.testing.assert_close(latent[:, :, t : t + 1], wanted, rtol=0.02, atol=0.02)
+    frames = tokenizer.decode(latent)
+    assert frames.shape == video.shape and frames.dtype == torch.uint8
+    z = latent[:, :, :1].to(torch.bfloat16) / 0.5 * std + mean
+    shown = ((1 + model.decode(z.float()).sample) / 2).clamp(0, 1).mul(255).to(torch.uint8)
+    assert (frames[:, :, :1].int() - shown.int()).abs().max() <= 3  # batches round differently
+
+
+def test_an_autoencoder_s_digest_follows_its_weights_and_damage_is_told(autoencoder, tmp_path):
+    import json
+    import shutil
+
+    folder, _ = autoencoder
+    digest = CosmosTokenizer.from_diffusers(folder).digest
+    copy = tmp_path / "vae"
+    shutil.copytree(folder, copy)
+    assert CosmosTokenizer.from_diffusers(copy).digest == digest
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"latents_mean": [0.0] * 256}))
+    assert CosmosTokenizer.from_diffusers(copy).digest != digest
+    (copy / "config.json").write_text(json.dumps(config | {"latents_mean": [0.0] * 16}))
+    with pytest.raises(CheckpointError, match="16 numbers"):
+        CosmosTokenizer.from_diffusers(copy)
+    weights = copy / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="no readable AutoencoderKLCosmos"):
+        CosmosTokenizer.from_diffusers(copy)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="no such file"):
+        CosmosTokenizer.from_diffusers(copy)
+
+
+def test_without_diffusers_the_extra_is_named(monkeypatch, tmp_path):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ConfigError, match=r"cosmos-wds\[diffusers\]"):
+        CosmosTokenizer.from_diffusers(tmp_path)

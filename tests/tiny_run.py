@@ -6,7 +6,7 @@ import torch
 
 from cosmos_wds.data.actions import ActionContract
 from cosmos_wds.diffusion.edm import Denoiser
-from cosmos_wds.model.tokenizer import PatchTokenizer
+from cosmos_wds.model.tokenizer_patch import PatchTokenizer
 from cosmos_wds.recipe import DiffusionSettings, Recipe, recipe_from_table
 from cosmos_wds.train.run import LoadedRun, Place
 

@@ -19,7 +19,9 @@ from cosmos_wds.diffusion.edm import Denoiser
 from cosmos_wds.errors import CheckpointError, DataError
 from cosmos_wds.model.dit import initialise_actions
 from cosmos_wds.model.names import BAGGAGE
-from cosmos_wds.model.tokenizer import CosmosTokenizer, PatchTokenizer, Tokenizer
+from cosmos_wds.model.tokenizer import Tokenizer
+from cosmos_wds.model.tokenizer_cosmos import CosmosTokenizer
+from cosmos_wds.model.tokenizer_patch import PatchTokenizer
 from cosmos_wds.model.weight_files import INDEX, read_state
 from cosmos_wds.model.weights import Audit, load_state
 from cosmos_wds.recipe import Recipe, TokenizerSettings
@@ -222,5 +224,7 @@ def read_contract(folder: Path) -> ActionContract | None:
 def load_tokenizer(settings: TokenizerSettings, folder: Path) -> Tokenizer:
     """The tokenizer that belongs to weights: the embedded one lies beside them."""
     if settings.kind == "cosmos":
-        return CosmosTokenizer(Path(settings.path))
+        return CosmosTokenizer.from_torchscript(Path(settings.path))
+    if settings.kind == "diffusers":
+        return CosmosTokenizer.from_diffusers(Path(settings.path))
     return PatchTokenizer.load(folder / TOKENIZER)

@@ -18,7 +18,8 @@ from cosmos_wds.data.reader import EpisodePool, Mp4Reader
 from cosmos_wds.diffusion.edm import Denoiser
 from cosmos_wds.errors import CheckpointError, ConfigError
 from cosmos_wds.model.names import from_released, to_released
-from cosmos_wds.model.tokenizer import PatchTokenizer, Tokenizer
+from cosmos_wds.model.tokenizer import Tokenizer
+from cosmos_wds.model.tokenizer_patch import PatchTokenizer
 from cosmos_wds.model.weight_files import load_pt, read_state
 from cosmos_wds.model.weights import load_state
 from cosmos_wds.recipe import Recipe
