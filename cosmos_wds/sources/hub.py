@@ -60,7 +60,7 @@ def fetch_weights(spec: str, dest: Path) -> Path:
     except DownloadError:
         raise
     except Exception as error:  # noqa: BLE001  the library's errors share no base of their own
-        raise _explained(error, wanted.name, folder, endpoint) from None
+        raise explained(error, wanted.name, folder, endpoint) from None
     sums = {file.name: _sum(folder / file.name, wanted.files.get(file.name, "")) for file in files}
     record = {
         "repository": wanted.name,
@@ -186,7 +186,7 @@ def _size(path: Path) -> int:
         return -1
 
 
-def _explained(error: Exception, repo: str, folder: Path, endpoint: str | None) -> Exception:
+def explained(error: Exception, repo: str, folder: Path, endpoint: str | None) -> Exception:
     """One line for what the hub's library raises; what it does not know is passed on as it is."""
     from huggingface_hub import errors
 
