@@ -96,7 +96,8 @@ def folder(tmp_path):
 @pytest.mark.filterwarnings("ignore:Use 'content=")  # the library's own
 def test_a_folder_becomes_one_commit_of_a_private_repository(hub, folder):
     push_folder(folder, "me/model")
-    assert hub.created[0]["name"] == "model" and hub.created[0]["private"] is True
+    assert hub.created[0]["name"] == "model"
+    assert hub.created[0].get("private") is True or hub.created[0]["visibility"] == "private"
     [commit] = hub.commits
     values = {row["value"].get("path"): row for row in commit if row["key"] != "header"}
     assert values.keys() == {"README.md", "model.safetensors"}

@@ -32,7 +32,8 @@ def push_folder(folder: Path, repo: str) -> str:
         )
     except Exception as error:  # noqa: BLE001  the library's errors share no base of their own
         # What breaks an upload is told as the cause of a RuntimeError that names the file.
-        reason = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        is_wrapped = isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception)
+        reason = error.__cause__ if is_wrapped else error
         raise explained(reason, repo, folder, endpoint) from None
     say(f"{escape(str(folder))}: uploaded to {escape(str(commit))}")
     return str(commit)
