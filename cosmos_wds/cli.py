@@ -124,6 +124,8 @@ def download(
     """Fetch a data set and the weights that belong to it; demo is generated here.
 
     Goes on where it stopped, and does nothing when everything is there.
+
+    NAME@REVISION pins weights to a commit, tag or branch.
     """
     from cosmos_wds.sources.fetch import fetch_named
 

@@ -19,7 +19,8 @@ class DownloadSettings(Settings):
     """Expected size of the archive; 0 when the publisher names none."""
     sha256: str = ""
     weights: tuple[str, ...] = ()
-    """Hugging Face repositories of model weights that belong to this job."""
+    """Hugging Face repositories of model weights that belong to this job: OWNER/NAME, or
+    OWNER/NAME@REVISION to pin a commit, tag or branch."""
     weights_to: str = "checkpoints"
 
 

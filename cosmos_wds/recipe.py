@@ -1,5 +1,6 @@
 """Recipe: how shards become a model and its rollouts (train, infer, eval). No torch here."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,10 @@ from cosmos_wds.config import (
     read_table,
 )
 from cosmos_wds.sizes import ModelSettings, size_table
+
+MODULE_FUNCTION = re.compile(r"(?!\d)\w+(\.(?!\d)\w+)*:(?!\d)\w+")
+WRITTEN_SO = "write it as module:function; the function blur of faces.py is faces:blur"
+"""How a guardrail is named, and what is said of one that is not."""
 
 
 class DataSettings(Settings):
@@ -74,6 +79,9 @@ class TokenizerSettings(Settings):
     def factor(self) -> int:
         """Pixels per side of one latent cell; NVIDIA's tokenizers have 8."""
         return self.patch if self.kind == "patch" else 8
+
+    def problems(self) -> Iterator[str]:
+        yield from at_least(self, patch=1, fit_frames=1)
 
 
 class DiffusionSettings(Settings):
@@ -164,6 +172,8 @@ class InferSettings(Settings):
 
     def problems(self) -> Iterator[str]:
         yield from at_least(self, steps=1, batch=1)
+        if self.guardrail and not MODULE_FUNCTION.fullmatch(self.guardrail):
+            yield f"guardrail = {self.guardrail!r}: {WRITTEN_SO}"
         if not 0 <= self.augment_sigma < 0.002:
             yield f"augment_sigma = {self.augment_sigma}: from 0 up to, not including, 0.002"
 
@@ -190,7 +200,7 @@ class Recipe(Settings):
             value = getattr(self, key)
             if not value or "/" in value or value.startswith("."):
                 yield f"{key} = {value!r}: one plain folder name"
-        spatial = 2 * self.tokenizer.factor  # of a token: 2x2 latent cells
+        spatial = 2 * max(1, self.tokenizer.factor)  # of a token: 2x2 latent cells
         for key in ("height", "width"):
             size = getattr(self.window, key)
             if size % spatial:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typer.main import get_command
 
 from cosmos_wds.cli import app
+from cosmos_wds.model.show import find_subject
 from cosmos_wds.pipeline import load_pipeline
 from cosmos_wds.recipe import load_recipe
 from cosmos_wds.sources.weights import find_repository
@@ -25,8 +26,10 @@ def parse(line):
         assert words[3:5] == ["-m", "cosmos_wds"], line
         words = words[4:]
     assert words[0] in ("cosmos-wds", "cosmos_wds"), line
-    command = get_command(app).commands[words[1]]
-    return words[1], command.make_context(words[1], words[2:]).params
+    command, name, rest = get_command(app).commands[words[1]], words[1], words[2:]
+    while hasattr(command, "commands"):  # a group: inspect model, bench model
+        command, name, rest = command.commands[rest[0]], f"{name} {rest[0]}", rest[1:]
+    return name, command.make_context(name, rest).params
 
 
 def check(line):
@@ -39,6 +42,8 @@ def check(line):
         load_pipeline(params["pipeline"], changes)
     elif name == "download" and not find_repository(params["name"]):
         load_pipeline(params["name"], changes)
+    elif name in ("inspect model", "bench model"):
+        find_subject(params["name"], params["preset"])
     elif name == "demo":
         load_recipe("demo", changes)
     return name, params

@@ -1,123 +1,55 @@
 """Weights from a hub on this machine: what is fetched, what is checked, what is said."""
 
 import hashlib
-import http.server
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections import namedtuple
+from contextlib import contextmanager
 
 import pytest
 
 from cosmos_wds.errors import ConfigError, DownloadError
+from cosmos_wds.pipeline import load_pipeline
 from cosmos_wds.sources import http as bytes_of
 from cosmos_wds.sources import hub as fetching
-from cosmos_wds.sources.fetch import fetch_named
+from cosmos_wds.sources import weights
+from cosmos_wds.sources.fetch import fetch, fetch_named
 from cosmos_wds.sources.hub import fetch_weights
-from tests.commands import run
-from tests.servers import serving
-
-COMMIT, OLDER = "0123456789" * 4, "abcdef0123" * 4
-MODEL = "nvidia/Cosmos-Predict1-7B-Video2World"
-TOKENIZER = "nvidia/Cosmos-Tokenize1-CV8x8x8-720p"
-BIG = bytes(range(256)) * 4000
-FILES = {
-    MODEL: {"model.pt": BIG, "config.json": b"{}", "guardrail/big.bin": b"no"},
-    TOKENIZER: {
-        **{"encoder.jit": b"encode", "decoder.jit": b"decode", "mean_std.pt": b"statistics"},
-        **{"autoencoder.jit": b"both", "README.md": b"words"},
-    },
-    "owner/name": {"a.bin": b"a", "b/c.bin": b"c"},
-}
+from tests.commands import environment, run
+from tests.hub import (
+    BIG,
+    COMMIT,
+    ENABLE,
+    FILES,
+    LARGE,
+    MODEL,
+    OLDER,
+    REFUSALS,
+    TOKENIZER,
+    hub_server,
+)
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """What huggingface_hub asks of a hub: a repository's files, and these, by ranges."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        state = self.server.state
-        path = self.path.partition("?")[0]
-        state.asked.append((self.command, path, self.headers.get("Range")))
-        state.tokens.append(self.headers.get("Authorization"))
-        if "gated" in path:
-            return self.reply(403, b"", {"X-Error-Code": "GatedRepo"})
-        if "token" in path:
-            return self.reply(401, b"", {})
-        repo = next((name for name in FILES if f"/{name}" in path), None)
-        if repo is None:
-            return self.reply(404, b"", {"X-Error-Code": "RepoNotFound"})
-        files = {**FILES[repo], **state.changed}
-        if path.startswith("/api/models"):
-            revision = path.partition("/revision/")[2] or "main"
-            if revision not in ("main", "v1", COMMIT, OLDER):
-                return self.reply(404, b"", {"X-Error-Code": "RevisionNotFound"})
-            sha = OLDER if revision in ("v1", OLDER) else COMMIT
-            siblings = [
-                {
-                    "rfilename": name,
-                    "size": len(content),
-                    "blobId": "0" * 40,
-                    "lfs": {
-                        "sha256": hashlib.sha256(content).hexdigest(),
-                        "size": len(content),
-                        "pointerSize": 1,
-                    },
-                }
-                for name, content in files.items()
-                if name not in state.absent
-            ]
-            table = {"id": repo, "sha": sha, "siblings": siblings, "private": False}
-            return self.reply(200, json.dumps(table).encode(), {})
-        if state.moved and self.command == "GET":
-            return self.reply(302, b"", {"Location": f"{state.moved}{self.path}"})
-        commit, _, name = path.partition("/resolve/")[2].partition("/")
-        assert commit in (COMMIT, OLDER), path  # never a branch, which may move on the way
-        content = files[name]
-        etag = hashlib.sha256(content).hexdigest()
-        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
-        return self.send(state.damaged.get(name, content), headers)
-
-    def send(self, content, headers):
-        begin, status = 0, 200
-        if self.headers.get("Range"):
-            begin, status = int(self.headers["Range"].split("=")[1].split("-")[0]), 206
-            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
-        body, cut = content[begin:], self.server.state.cut
-        headers["Content-Length"] = str(len(body))
-        if self.command == "GET" and cut:
-            body, self.close_connection = body[: cut.pop()], True
-        self.reply(status, body, headers)
-
-    def reply(self, status, body, headers):
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
+def md5_of(content):
+    return hashlib.md5(content).hexdigest()
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
-    more = {
-        "asked": [],
-        "tokens": [],
-        "changed": {},
-        "damaged": {},
-        "absent": (),
-        "cut": [],
-        "moved": "",
+def hub(monkeypatch):
+    """A hub on this machine, and a table of models with the sums of its files."""
+    known = {
+        repo: {name: md5 and md5_of(FILES[repo][name]) for name, md5 in files.items()}
+        for repo, files in weights.KNOWN.items()
     }
-    with serving(Hub, **more) as state:
+    monkeypatch.setattr(weights, "KNOWN", known)
+    with hub_server() as state:
         monkeypatch.setenv("HF_ENDPOINT", state.url)
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
         yield state
 
 
@@ -209,9 +141,9 @@ def test_a_wrong_byte_is_told_and_never_stays(hub, tmp_path):
 def test_a_full_disk_is_told_before_anything_is_fetched(hub, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, 1000))
-    with pytest.raises(DownloadError, match=r"takes 0\.0 GB and 0\.0 GB are free"):
+    with pytest.raises(DownloadError, match=r"0\.0 GB of .* are to come and 0\.0 GB are free"):
         fetch_weights(MODEL, tmp_path)
-    assert not any("/resolve/" in path for _, path, _ in hub.asked)
+    assert not any(command == "GET" and "/resolve/" in path for command, path, _ in hub.asked)
     assert not list(tmp_path.iterdir())
 
 
@@ -222,10 +154,14 @@ def test_a_file_that_the_repository_lacks_is_named(hub, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_the_reference_did_not_know_is_said_aloud(hub, tmp_path, capsys):
-    fetch_weights(MODEL, tmp_path)
+def test_a_file_of_another_published_sum_is_taken_and_said_aloud(hub, tmp_path, capsys):
+    weights.KNOWN[MODEL]["model.pt"] = md5_of(b"the file of another year")
+    folder = fetch_weights(MODEL, tmp_path)
+    assert (folder / "model.pt").read_bytes() == BIG
     said = " ".join(capsys.readouterr().err.split())
-    assert "not the file that the reference's script names" in said
+    assert f"MD5 {md5_of(BIG)}" in said and "replaced since" in said
+    fetch_weights(MODEL, tmp_path)
+    assert "nothing to do" in capsys.readouterr().err
 
 
 def test_the_token_of_the_environment_is_sent(hub, tmp_path, monkeypatch):
@@ -237,27 +173,93 @@ def test_the_token_of_the_environment_is_sent(hub, tmp_path, monkeypatch):
 def test_a_token_goes_nowhere_else(hub, tmp_path, monkeypatch):
     """Files of the hub lie behind a redirect to another host, which must not see the token."""
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    same = {name: getattr(hub, name) for name in ("changed", "damaged", "absent", "cut")}
-    with serving(Hub, **same, asked=[], tokens=[], moved="") as other:
+    with hub_server() as other:
         hub.moved = other.url
         folder = fetch_weights(MODEL, tmp_path)
     assert (folder / "model.pt").read_bytes() == BIG
     assert other.tokens and set(other.tokens) == {None}
 
 
+def test_a_redirect_within_the_hub_keeps_the_token(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.within = True
+    assert fetched(fetch_weights("owner/name", tmp_path)) == {"a.bin", "b/c.bin"}
+    assert any("/kept/" in path for command, path, _ in hub.asked if command == "GET")
+
+
 @pytest.mark.parametrize(
     ("repo", "says"),
     [
-        ("owner/gated", "licence must be accepted first, at http.*/owner/gated"),
+        ("owner/gated", "licence must be accepted first, at http://[^/]*/owner/gated;"),
+        ("owner/nobody", "licence must be accepted first, at http://[^/]*/owner/nobody;"),
         ("owner/unknown", "no such repository"),
-        ("owner/token", "does not accept the token|no such repository"),
+        ("owner/secret", "wants a token, or another one than it got"),
+        ("owner/bad-token", "wants a token, or another one than it got; `hf auth login`"),
+        ("owner/weak-token", f"answers: 403 Forbidden: {ENABLE}.* look at .*/owner/weak-token"),
+        ("owner/busy", "answers: .*503"),
+        ("owner/portal", "cannot be reached, or broke off .*; run again"),
         ("not/a/repo", "not the name of a repository"),
     ],
 )
-def test_what_the_hub_refuses_is_one_line(hub, tmp_path, repo, says):
+def test_what_the_hub_refuses_is_one_line(hub, tmp_path, monkeypatch, repo, says):
+    monkeypatch.setenv("HF_ENDPOINT", f"{hub.url}/")
     with pytest.raises(DownloadError, match=says) as error:
         fetch_weights(repo, tmp_path)
     assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_licence_is_told_before_anything_is_fetched(hub, tmp_path, monkeypatch):
+    """A gated repository lists its files to everyone, and refuses them."""
+    monkeypatch.setitem(REFUSALS, "decoder.jit", (401, {"X-Error-Code": "GatedRepo"}))
+    with pytest.raises(DownloadError, match=f"licence must be accepted first, at .*{TOKENIZER}"):
+        fetch_weights(TOKENIZER, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@contextmanager
+def half_way(hub, tmp_path):
+    """A download of the 14B in a process of its own, which waits for the hub in mid-file."""
+    hub.stalls.append(300_000)
+    words = [sys.executable, "-m", "cosmos_wds", "download", LARGE.lower()]
+    part = tmp_path / "checkpoints/Cosmos-Predict1-14B-Video2World/model.pt.part"
+    pipe, end = subprocess.PIPE, time.monotonic() + 60
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=environment(), stderr=pipe, text=True
+    ) as process:
+        try:
+            while not part.exists() or part.stat().st_size < 200_000:
+                assert time.monotonic() < end and process.poll() is None
+                time.sleep(0.02)
+            yield process, part
+        finally:
+            process.kill()
+
+
+def test_ctrl_c_ends_with_130_and_a_later_run_goes_on(hub, tmp_path):
+    with half_way(hub, tmp_path) as (process, part):
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said
+    kept = part.stat().st_size
+    done = run("download", LARGE.lower(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "checkpoints/Cosmos-Predict1-14B-Video2World"
+    assert part.with_name("model.pt").read_bytes() == BIG
+    assert [r for _, _, r in hub.asked if r] == [f"bytes={kept}-"]
+
+
+def test_a_second_download_at_once_is_refused_and_the_first_one_is_whole(hub, tmp_path):
+    with half_way(hub, tmp_path) as (process, part):
+        other = run("download", LARGE.lower(), cwd=tmp_path)
+        assert other.returncode == 1 and "another download is writing it" in other.stderr
+        hub.released.set()
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, said
+    assert part.with_name("model.pt").read_bytes() == BIG and not part.exists()
+    hub.asked.clear()
+    fetch_weights(LARGE, tmp_path / "checkpoints")
+    assert not hub.asked
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch, tmp_path):
@@ -267,20 +269,45 @@ def test_a_hub_that_cannot_be_reached(monkeypatch, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_name_that_is_neither_names_what_there_is():
-    with pytest.raises(ConfigError, match="cosmos-predict1-7b-video2world"):
-        fetch_named("cosmos-predict1-8b")
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("cosmos-predict1-8b", r"did you mean cosmos-predict1-7b-video2world\?$"),
+        ("nvidia/Cosmos-Predict1-14B-Video2Word@v1", r"mean cosmos-predict1-14b-video2world\?$"),
+        ("brigde", r"did you mean bridge\?$"),
+        ("brigde.toml", r"did you mean bridge\?$"),
+        ("zzz", "pipelines: bridge, .*; weights: cosmos-predict1-7b-video2world, "),
+    ],
+)
+def test_a_name_that_is_neither_names_the_nearest(name, says):
+    with pytest.raises(ConfigError, match=f"^{name}: no such file, .*{says}") as error:
+        fetch_named(name)
+    assert "\n" not in str(error.value)
 
 
-def test_offline_the_command_says_what_is_missing(tmp_path):
-    done = run("download", "cosmos-tokenize1-cv8x8x8-720p", cwd=tmp_path, HF_HUB_OFFLINE="1")
-    assert done.returncode == 1
-    assert "cannot be reached" in done.stderr and "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_a_pipeline_pins_its_weights(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("cosmos_wds.sources.fetch.fetch_archive", lambda settings, root: None)
+    weights_to = f"download.weights_to={tmp_path}"
+    fetch(load_pipeline("bridge", [f'download.weights=["{TOKENIZER}@v1"]', weights_to]))
+    record = json.loads((tmp_path / "Cosmos-Tokenize1-CV8x8x8-720p/download.json").read_text())
+    assert (record["revision"], record["commit"]) == ("v1", OLDER)
 
 
-def test_sums_are_of_the_whole_file(tmp_path, monkeypatch):
+def test_offline_what_is_there_is_used_and_what_is_missing_is_told(hub, tmp_path):
+    def download():
+        return run("download", "cosmos-tokenize1-cv8x8x8-720p", cwd=tmp_path, HF_HUB_OFFLINE="1")
+
+    done = download()
+    assert done.returncode == 1 and "HF_HUB_OFFLINE is set" in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    fetch_weights(TOKENIZER, tmp_path / "checkpoints")
+    hub.asked.clear()
+    done = download()
+    assert done.returncode == 0 and "nothing to do" in done.stderr
+    assert not hub.asked
+
+
+def test_md5_sums_are_of_the_whole_file(tmp_path, monkeypatch):
     monkeypatch.setattr(fetching, "CHUNK", 1000)
     (tmp_path / "a").write_bytes(BIG)
-    wanted = hashlib.sha256(BIG).hexdigest(), hashlib.md5(BIG).hexdigest()
-    assert fetching._sums(tmp_path / "a") == wanted
+    assert fetching._md5(tmp_path / "a") == md5_of(BIG)

@@ -299,3 +299,23 @@ def test_the_shipped_base_takes_no_actions(tmp_path):
     )
     with pytest.raises(CheckpointError, match="a model without actions"):
         infer(request)
+
+
+def test_rows_are_seen_from_the_frame_before_whatever_the_contract():
+    """Chained up for a contract of first frames, they are what the states say."""
+    from cosmos_wds.data.actions import relative_actions
+    from cosmos_wds.recipe import WindowSettings
+    from cosmos_wds.rollout.inputs import chained, rollout_actions
+    from tests.conftest import tiny_states
+
+    states = tiny_states(12)
+    steps = relative_actions(states)
+    window = WindowSettings(frames=5, interval=2)
+    previous, first = ActionContract(), ActionContract(frame="first")
+    assert np.array_equal(chained(previous, steps, window), steps)
+    rows = chained(first, steps, window)
+    every = window.model_copy(update={"interval": 1})
+    wanted = rollout_actions(first, states, steps, window=every, count=11)
+    np.testing.assert_allclose(rows, wanted, atol=1e-9)
+    assert not np.allclose(rows, steps)
+    np.testing.assert_allclose(rows[[0, 4, 8]], steps[[0, 4, 8]], atol=1e-9)  # begins of calls

@@ -163,7 +163,7 @@ LOADER = """
     from cosmos_wds.model.weight_files import read_state
     from cosmos_wds.model.weights import load_state
     from cosmos_wds.recipe import DiffusionSettings
-from cosmos_wds.sizes import ModelSettings
+    from cosmos_wds.sizes import ModelSettings
 
     path, kept = Path(sys.argv[1]), getattr(torch, sys.argv[2])
     settings = ModelSettings(width=1088, heads=17, actions="none")

@@ -41,7 +41,8 @@ def test_settings_and_options_in_sentences_exist():
         check(f"cosmos-wds {command} --set '{setting}'")
     options = set(re.findall(r"`(?:cosmos-wds )?(?:\w+ )?(--[a-z]+)", README)) - {"--help", "--set"}
     assert options
-    known = {f"--{key}" for name in ("shard", "infer") for key in parse(f"cosmos-wds {name}")[1]}
+    commands = ("shard", "infer", "export x", "bench model x")
+    known = {f"--{key}" for words in commands for key in parse(f"cosmos-wds {words}")[1]}
     assert options <= known
 
 

@@ -207,7 +207,7 @@ def shards(tmp_path_factory):
     for number in range(5):
         write_episode(root / "raw", "val", number, frames=4 if number == 2 else 8)
     changes = [f"source.path={root}/raw", f"shards.path={root}/shards", "shards.workers=1"]
-    shard(load_pipeline("demo", changes))
+    shard(load_pipeline("bridge", [*changes, 'source.splits=["val"]']))
     return root / "shards"
 
 

@@ -3,8 +3,12 @@
     def blur_faces(frames: np.ndarray) -> np.ndarray: ...
 
 The function gets the frames of one rollout, (N+1, H, W, 3) uint8, and returns frames of the same
-shape and type, or raises `Blocked("reason")`: then nothing is shown or written. `rollout` itself
-calls it, so that no command's pictures pass it by. Whatever else it raises ends the command too.
+shape and type, or raises `Blocked("reason")`: then nothing is shown or written. So it is with
+whatever else it raises, and with anything else that it returns.
+
+`rollout.rollout` itself calls it, the only place where generated latents become pictures. So every
+command's pictures pass through it, `infer`'s as well as a report's, at the model's size and before
+they are enlarged, put beside a recording or measured.
 
 NVIDIA's model licence asks that whoever removes its guardrail puts a similar one in its place, and
 cosmos-wds contains none.
@@ -13,15 +17,17 @@ cosmos-wds contains none.
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import numpy as np
 
 from cosmos_wds.console import warn
 from cosmos_wds.errors import ConfigError, UserError
-from cosmos_wds.recipe import Recipe
+from cosmos_wds.recipe import MODULE_FUNCTION, WRITTEN_SO, Recipe
 
-Guardrail = Callable[[np.ndarray], np.ndarray]
+Guardrail = Callable[[np.ndarray], Any]
 
 
 class Blocked(UserError):
@@ -29,28 +35,32 @@ class Blocked(UserError):
 
 
 def load_guardrail(name: str) -> Guardrail | None:
-    """Import `module:function`; None for an empty name. The working folder is looked in as well.
+    """Import `module:function`; None for an empty name.
 
-    Raises ConfigError when there is no such module or function.
+    The working folder is looked in first, but only while the module is imported: what the function
+    itself imports later must be installed. Raises ConfigError when there is no such function.
     """
     if not name:
         return None
-    module, colon, function = name.partition(":")
-    if not (module and colon and function):
-        raise ConfigError(f"guardrail {name!r}: write it as module:function")
-    here = os.getcwd()
-    sys.path.insert(0, here)
+    if not MODULE_FUNCTION.fullmatch(name):
+        raise ConfigError(f"guardrail {name!r}: {WRITTEN_SO}")
+    module, _, function = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), function, None)
+        with _working_folder_importable():
+            found = getattr(importlib.import_module(module), function, None)
     except ImportError as error:
         raise ConfigError(
-            f"guardrail {name!r}: {module} cannot be imported: {error}; start in the folder that "
-            "holds it, or install it"
-        ) from None
-    finally:
-        sys.path.remove(here)
+            f"guardrail {name!r}: {module} cannot be imported: {_line(error)}; start in the folder "
+            "that holds it, or install it"
+        ) from error
+    except Exception as error:  # a module may raise anything
+        raise ConfigError(
+            f"guardrail {name!r}: {module} fails as it is imported: {type(error).__name__}: "
+            f"{_line(error)}; mend it, `python -c 'import {module}'` shows where"
+        ) from error
     if not callable(found):
-        raise ConfigError(f"guardrail {name!r}: {module} has no function {function}")
+        what = "" if found is None else f", only a value of type {type(found).__name__}"
+        raise ConfigError(f"guardrail {name!r}: {module} has no function {function}{what}")
     checked: Guardrail = found
     return checked
 
@@ -58,18 +68,32 @@ def load_guardrail(name: str) -> Guardrail | None:
 def guarded(name: str, videos: np.ndarray) -> np.ndarray:
     """Rollouts (R, N+1, H, W, 3) uint8 as a guardrail lets them through, one by one.
 
-    Raises Blocked when it refuses one, ConfigError when it returns something else than frames.
+    Raises Blocked when it refuses one, ConfigError when it returns something else than frames, and
+    RuntimeError, with its own error as the cause, when it fails.
     """
     guardrail = load_guardrail(name)
     if guardrail is None:
         return videos
     passed = []
-    for video in videos:
-        shown = np.asarray(guardrail(video.copy()))
-        if shown.shape != video.shape or shown.dtype != np.uint8:
+    for number, video in enumerate(videos):
+        try:
+            shown = guardrail(video.copy())
+        except Blocked as refusal:
+            raise Blocked(
+                f"guardrail {name!r} refuses rollout {number}, nothing is shown: "
+                f"{_line(refusal) or 'it gives no reason'}"
+            ) from None
+        except Exception as error:
+            raise RuntimeError(
+                f"guardrail {name!r} failed on rollout {number}, nothing is shown: the error above "
+                "is its own"
+            ) from error
+        is_array = isinstance(shown, np.ndarray)
+        if not is_array or shown.shape != video.shape or shown.dtype != np.uint8:
+            what = f"{shown.dtype} {shown.shape}" if is_array else f"a {type(shown).__name__}"
             raise ConfigError(
-                f"guardrail {name!r}: returned {shown.dtype} {shown.shape} for frames uint8 "
-                f"{video.shape}; return frames of the same shape, or raise Blocked"
+                f"guardrail {name!r}: returned {what} for a uint8 array {video.shape}; return "
+                "frames of the same shape and type, or raise Blocked"
             )
         passed.append(shown)
     return np.stack(passed)
@@ -82,3 +106,20 @@ def remind(recipe: Recipe) -> None:
             "this model descends from NVIDIA's weights and renders without a guardrail; their "
             "licence makes one your duty: --guardrail MODULE:FUNCTION (README, NVIDIA's weights)"
         )
+
+
+@contextmanager
+def _working_folder_importable() -> Iterator[None]:
+    """Put the working folder first on Python's path, where an installed script does not have it."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the module may have taken it away
+            sys.path.remove(here)
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip().splitlines() or [""])[0][:200]

@@ -87,7 +87,12 @@ def infer(request: InferRequest) -> Path:
 
 
 def with_guardrail(recipe: Recipe, name: str | None) -> Recipe:
-    """The recipe with another guardrail, if one is given. Raises ConfigError when it is not one."""
+    """The recipe with another guardrail, if one is given.
+
+    Raises ConfigError when the guardrail cannot be imported.
+    """
+    if name == "":  # as from an unset variable of the shell; it must not remove the recipe's own
+        raise ConfigError("--guardrail '': empty; leave it out for the recipe's own")
     if name is not None:
         changed = recipe.infer.model_copy(update={"guardrail": name})
         recipe = recipe.model_copy(update={"infer": changed})

@@ -1,7 +1,8 @@
 """What a user names for a rollout: a first frame, and actions from an annotation or an array.
 
 first     an image, or a video, of which the first frame is taken; left out, the annotation's
-actions   ROOT/annotation/SPLIT/ID.json in the Bridge layout, or rows of numbers in a .npy
+actions   ROOT/annotation/SPLIT/ID.json in the Bridge layout, or rows of numbers in a .npy, each
+          pose seen from the frame before it, whatever the model's contract
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cosmos_wds.console import warn
-from cosmos_wds.data.actions import ActionContract
+from cosmos_wds.data.actions import ActionContract, integrate
 from cosmos_wds.data.episode import Episode
 from cosmos_wds.data.video import decode, probe, resize
 from cosmos_wds.errors import ConfigError, DataError
@@ -47,7 +48,8 @@ def read_inputs(
             raise ConfigError(f"{actions}: holds actions only; name the first frame too")
         if with_truth:
             raise ConfigError(f"{actions}: holds no recording to compare with; name an annotation")
-        return Inputs(_fit(read_picture(first), window), read_array(actions, contract), None)
+        rows = chained(contract, read_array(actions, contract), window)
+        return Inputs(_fit(read_picture(first), window), rows, None)
     episode = read_annotation(actions, contract)
     video = _video(episode, window.camera, actions)
     count = (len(episode.state) - 1) // window.interval
@@ -83,6 +85,19 @@ def rollout_actions(
         for at in range(0, count, each)
     ]
     return np.concatenate(parts).astype(np.float64)
+
+
+def chained(contract: ActionContract, rows: np.ndarray, window: WindowSettings) -> np.ndarray:
+    """Rows (N, A) as a user gives them -> as the contract means them, physical units.
+
+    Each row's pose is seen from the frame before it. For a contract that sees poses from a window's
+    first frame, the rows of each sampler call are joined up from there.
+    """
+    if not contract.accumulate:
+        return rows
+    states = integrate(np.zeros(len(contract.names)), rows)
+    every = window.model_copy(update={"interval": 1})  # rows are already one a generated frame
+    return rollout_actions(contract, states, rows, window=every, count=len(rows))
 
 
 def read_annotation(path: Path, contract: ActionContract) -> Episode:

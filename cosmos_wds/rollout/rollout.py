@@ -22,7 +22,7 @@ from cosmos_wds.data.actions import ActionContract
 from cosmos_wds.data.video import resize
 from cosmos_wds.diffusion.sampler import sample
 from cosmos_wds.errors import CheckpointError
-from cosmos_wds.rollout.guardrail import guarded
+from cosmos_wds.rollout.guardrail import guarded, load_guardrail
 from cosmos_wds.train.parallel import choose_precision
 from cosmos_wds.train.run import LoadedRun
 
@@ -47,11 +47,13 @@ def rollout(
     on_frame  told how many frames, over the rollouts, were just generated
     result    (R, N+1, height, width, 3) uint8; frame 0 is the first frame itself, not decoded
 
-    Rollout r depends on (seed, r) and its own first frame and actions, not on the others. Raises
+    Rollout r depends on (seed, r) and its own first frame and actions, not on the others. The
+    recipe's guardrail is found before anything is sampled, and all frames pass through it. Raises
     CheckpointError for a model without an action contract, Blocked when the guardrail refuses.
     """
     assert first.ndim == 4 and actions.ndim == 3 and len(first) == len(actions) > 0
     assert actions.shape[1] > 0 and np.isfinite(actions).all()
+    load_guardrail(run.recipe.infer.guardrail)
     first = resize(first, run.recipe.window.height, run.recipe.window.width)
     generated = np.empty((len(first), actions.shape[1], *first.shape[1:]), np.uint8)
     for begin in range(0, len(first), run.recipe.infer.batch):

@@ -1,12 +1,13 @@
 """The body of `cosmos-wds download`: a pipeline's weights and recordings, fetched or made."""
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from rich.markup import escape
 
-from cosmos_wds.config import apply_overrides, find_toml, parse
+from cosmos_wds.config import apply_overrides, find_toml, parse, shipped_folder
 from cosmos_wds.console import say, track
 from cosmos_wds.errors import ConfigError
 from cosmos_wds.pipeline import DownloadSettings, GenerateSettings, Pipeline, load_pipeline
@@ -27,13 +28,24 @@ def fetch_named(name: str, changes: Sequence[str] = ()) -> Path:
     if model is None:
         try:
             find_toml(name, "pipelines")
-        except ConfigError as error:
-            raise ConfigError(f"{error}; weights: {', '.join(short_names())}") from None
+        except ConfigError:
+            raise ConfigError(_unknown(name)) from None
         return fetch(load_pipeline(name, changes))
     spec = f"{model.name}@{model.revision}" if model.revision else model.name
     table = apply_overrides({"name": name}, changes)
     settings = parse(Pipeline, table, origin=name).download
     return fetch_weights(spec, Path(settings.weights_to))
+
+
+def _unknown(name: str) -> str:
+    """What to say of a name that is neither a pipeline nor a model, with the nearest of both."""
+    pipelines = sorted(path.stem for path in shipped_folder("pipelines").glob("*.toml"))
+    models = short_names()
+    bare = name.partition("@")[0].rpartition("/")[2].removesuffix(".toml").lower()
+    near = difflib.get_close_matches(bare, [*pipelines, *models], n=1)
+    there = f"pipelines: {', '.join(pipelines)}; weights: {', '.join(models)}"
+    hint = f"did you mean {near[0]}?" if near else there
+    return f"{name}: no such file, and no shipped pipeline or known weights of that name; {hint}"
 
 
 def fetch(pipeline: Pipeline, *, workers: int | None = None) -> Path:

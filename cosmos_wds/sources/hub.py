@@ -6,23 +6,28 @@
 The record makes a second call, or one without a network, a look at the files' sizes. Names, tokens
 and the hub's answers are the hub library's; the bytes come through http.py, which goes on in a
 later run where it stopped (the library, since its version 2, begins again).
+
+A branch is resolved to a commit once, and every file is asked for at that commit. `main` is what is
+resolved when nothing is named: NVIDIA's repositories could not be looked at from where this was
+written, so no hash of theirs is written down here.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rich.markup import escape
 
 from cosmos_wds.config import write_text
 from cosmos_wds.console import progress_bar, say, warn
 from cosmos_wds.errors import DownloadError
-from cosmos_wds.sources.http import download
+from cosmos_wds.sources.http import RESERVE, download
 from cosmos_wds.sources.weights import Repository, repository
 
 RECORD = "download.json"
@@ -38,12 +43,21 @@ class RemoteFile:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What a revision stands for now: the repository by its present name, a commit, its files."""
+
+    name: str
+    commit: str
+    files: list[RemoteFile]
+
+
 def fetch_weights(spec: str, dest: Path) -> Path:
     """Fetch `OWNER/NAME[@REVISION]` into `dest/NAME`, or `dest` itself when it ends in NAME.
 
     Of a known repository the needed files are fetched, of another one all. The hub and a token are
-    taken from the environment (HF_ENDPOINT, HF_TOKEN) or `hf auth login`; with HF_HUB_OFFLINE set,
-    or without a network, what is there is used. Raises DownloadError.
+    taken from the environment (HF_ENDPOINT, HF_TOKEN) or `hf auth login`. What is there whole is
+    used as it is, so also with HF_HUB_OFFLINE set or without a network. Raises DownloadError.
     """
     wanted = repository(spec)
     name = wanted.name.rpartition("/")[2]
@@ -52,24 +66,24 @@ def fetch_weights(spec: str, dest: Path) -> Path:
     if commit:
         say(f"{escape(str(folder))}: {escape(wanted.name)} is there ({commit[:12]}); nothing to do")
         return folder
-    endpoint = os.environ.get("HF_ENDPOINT") or None
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
     try:
-        commit, files = list_files(wanted, endpoint)
-        check_disk(folder, wanted.name, files)
-        _download(wanted, commit, files, folder, endpoint)
+        listing = list_files(wanted, endpoint)
+        addresses = find_addresses(listing, folder, endpoint)
     except DownloadError:
         raise
     except Exception as error:  # noqa: BLE001  the library's errors share no base of their own
         raise explained(error, wanted.name, folder, endpoint) from None
-    sums = {file.name: _sum(folder / file.name, wanted.files.get(file.name, "")) for file in files}
+    check_disk(folder, listing)
+    _download(wanted, listing, addresses, folder)
     record = {
         "repository": wanted.name,
         "revision": wanted.revision or "main",
-        "commit": commit,
-        "files": {f.name: {"bytes": f.size, "sha256": sums[f.name]} for f in files},
+        "commit": listing.commit,
+        "files": {file.name: _described(folder / file.name) for file in listing.files},
     }
     write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
-    say(f"{escape(str(folder))}: {escape(wanted.name)} at {commit[:12]}")
+    say(f"{escape(str(folder))}: {escape(wanted.name)} at {listing.commit[:12]}")
     return folder
 
 
@@ -87,8 +101,8 @@ def recorded_commit(folder: Path, wanted: Repository) -> str:
     return commit if is_whole and is_same and is_asked and files else ""
 
 
-def list_files(wanted: Repository, endpoint: str | None) -> tuple[str, list[RemoteFile]]:
-    """The commit that a revision stands for now, and the files to fetch of it."""
+def list_files(wanted: Repository, endpoint: str | None) -> Listing:
+    """Ask once which commit the revision stands for, and list the files to fetch of it."""
     from huggingface_hub import HfApi
 
     info = HfApi(endpoint=endpoint).model_info(
@@ -107,75 +121,89 @@ def list_files(wanted: Repository, endpoint: str | None) -> tuple[str, list[Remo
             "revision with NAME@REVISION"
         )
     names = list(wanted.files) or list(there)
-    return str(info.sha), [there[name] for name in names]
+    return Listing(info.id, str(info.sha), [there[name] for name in names])
 
 
-def check_disk(folder: Path, name: str, files: Sequence[RemoteFile]) -> None:
+def find_addresses(listing: Listing, folder: Path, endpoint: str | None) -> dict[str, str]:
+    """The files' addresses on the hub. Those that are not there are asked for without fetching,
+    which tells a licence that is not accepted, and follows redirects within the hub.
+
+    A redirect to another host is left to the download: such an address is signed, and expires.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    addresses = {}
+    for file in listing.files:
+        url = hf_hub_url(listing.name, file.name, revision=listing.commit, endpoint=endpoint)
+        found = url if (folder / file.name).exists() else get_hf_file_metadata(url).location
+        is_within = urlsplit(found)[:2] == urlsplit(url)[:2]
+        addresses[file.name] = found if is_within else url
+    return addresses
+
+
+def check_disk(folder: Path, listing: Listing) -> None:
     """Raise DownloadError when what is still to come does not fit the disk."""
-    coming = sum(
-        f.size - max(0, _size(folder / f"{f.name}.part"))
-        for f in files
-        if _size(folder / f.name) != f.size
-    )
+    missing = [file for file in listing.files if _size(folder / file.name) != file.size]
+    coming = sum(f.size - max(0, _size(folder / f"{f.name}.part")) for f in missing)
     place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(place).free
-    if coming > free:
+    if coming > 0 and coming + RESERVE > free:
         raise DownloadError(
-            f"{folder}: {name} takes {coming / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; make "
-            "room, or set download.weights_to to a folder on another disk"
+            f"{folder}: {coming / 1e9:.1f} GB of {listing.name} are to come and {free / 1e9:.1f} "
+            "GB are free; make room, or set download.weights_to to a folder on another disk"
         )
-    if coming:
-        say(f"{escape(name)}: {coming / 1e9:.2f} GB in {len(files)} files")
+    if coming > 0:
+        names = ", ".join(escape(file.name) for file in missing)
+        say(f"{escape(listing.name)}: {coming / 1e9:.2f} GB to come ({names})")
 
 
 def _download(
-    wanted: Repository,
-    commit: str,
-    files: Sequence[RemoteFile],
-    folder: Path,
-    endpoint: str | None,
+    wanted: Repository, listing: Listing, addresses: Mapping[str, str], folder: Path
 ) -> None:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import build_hf_headers
 
     token = {k: v for k, v in build_hf_headers().items() if k.lower() == "authorization"}
-    for file in files:
-        url = hf_hub_url(wanted.name, file.name, revision=commit, endpoint=endpoint)
-        if _size(folder / file.name) < 0:
-            get_hf_file_metadata(url)  # asks without fetching: says if a licence is not accepted
-        download(
-            url,
-            folder / file.name,
-            expected_bytes=file.size,
-            sha256=file.sha256,
-            headers=token,
-        )
+    for file in listing.files:
+        path, url = folder / file.name, addresses[file.name]
+        download(url, path, expected_bytes=file.size, sha256=file.sha256, headers=token)
+        if published := wanted.files.get(file.name):
+            _compare_published(path, published)
 
 
-def _sum(path: Path, published: str) -> str:
-    """A file's sha256. A published MD5 is compared aloud: it is an older word than the hub's sum,
-    and the publisher may have replaced the file since.
+def _compare_published(path: Path, published: str) -> None:
+    """Say aloud when a file is not the one whose MD5 sum is published.
+
+    It is the hub's file all the same (its sha256 was compared): the published sum is an older word,
+    and the publisher may have replaced the file since. So it is taken.
     """
-    sha256, md5 = _sums(path)
-    if published and md5 != published:
+    md5 = _md5(path)
+    if md5 != published:
         warn(
-            f"{escape(str(path))}: not the file that the reference's script names (MD5 {md5}, "
-            f"there {published}); its publisher may have replaced it"
+            f"{escape(str(path))}: not the file that NVIDIA's download script names (MD5 {md5}, "
+            f"there {published}); it may have been replaced since"
         )
-    return sha256
 
 
-def _sums(path: Path) -> tuple[str, str]:
-    """sha256 and MD5 of a file, under a progress bar."""
-    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+def _md5(path: Path) -> str:
+    """MD5 of a file, under a progress bar."""
+    md5 = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file, progress_bar() as progress:
         total = max(1, -(-path.stat().st_size // CHUNK))
-        task = progress.add_task(f"verify {path.name}", total=total, note="")
+        task = progress.add_task(f"verify {escape(path.name)}", total=total, note="")
         while block := file.read(CHUNK):
-            sha256.update(block)
             md5.update(block)
             progress.advance(task)
-    return sha256.hexdigest(), md5.hexdigest()
+    return md5.hexdigest()
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What the record says of a file; http.py wrote its sha256 down."""
+    sha256 = _sum_file(path).read_text(encoding="utf-8").split()[0]
+    return {"bytes": path.stat().st_size, "sha256": sha256}
+
+
+def _sum_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
 
 
 def _size(path: Path) -> int:
@@ -204,23 +232,35 @@ def explained(error: Exception, repo: str, folder: Path, endpoint: str | None) -
         )
     if isinstance(error, errors.HFValidationError):
         return DownloadError(f"{repo!r}: not the name of a repository, which is OWNER/NAME")
-    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
-        return DownloadError(f"{repo}: the hub cannot be reached and {folder} does not hold it")
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return DownloadError(
+            f"{repo}: HF_HUB_OFFLINE is set, so the hub cannot be asked about {folder}; unset it, "
+            "and run again"
+        )
     if isinstance(error, errors.EntryNotFoundError):
         return DownloadError(f"{repo}: has no such file; look at {page}")
     if isinstance(error, errors.HfHubHTTPError):
         status = getattr(error.response, "status_code", 0)
         if status == 401:
             return DownloadError(
-                f"{repo}: the hub does not accept the token; `hf auth login` again, or set HF_TOKEN"
+                f"{repo}: the hub wants a token, or another one than it got; `hf auth login`, or "
+                "set HF_TOKEN"
             )
-        return DownloadError(f"{repo}: the hub answers: {str(error).strip().splitlines()[0]}")
-    if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _NETWORK:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return DownloadError(f"{repo}: the hub answers: {_first_line(error)}; look at {page}")
+    is_network = type(error).__module__.partition(".")[0] in _NETWORK
+    if is_network or isinstance(error, OSError | json.JSONDecodeError):
         return DownloadError(
-            f"{repo}: the hub cannot be reached, or broke off ({first}); run again to go on"
+            f"{repo}: the hub cannot be reached, or broke off ({_first_line(error)}); run again to "
+            "go on"
         )
     return error
+
+
+def _first_line(error: Exception) -> str:
+    """The first line of an error that says something; the library may begin with a request's id."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    says = [line for line in lines if line and not line.startswith("(Request ID")]
+    return says[0].removesuffix(".") if says else type(error).__name__
 
 
 _NETWORK = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}

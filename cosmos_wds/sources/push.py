@@ -18,7 +18,7 @@ def push_folder(folder: Path, repo: str) -> str:
     """
     from huggingface_hub import HfApi, get_token
 
-    endpoint = os.environ.get("HF_ENDPOINT") or None
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
     if not get_token():
         raise DownloadError(
             f"{repo}: uploading takes a token with the right to write: `hf auth login`, or set "

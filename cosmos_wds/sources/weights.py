@@ -1,13 +1,13 @@
 """Which weights there are to fetch: NVIDIA's repositories, and of each the files that are needed.
 
-The reference's own script names MD5 sums for them (spec.md e). The repositories themselves could
-not be looked at from where this was written, so no revision is written down here: `main` is
-resolved to a commit when a download begins, and that commit is recorded with the files (hub.py).
+NVIDIA's own download script names MD5 sums for them (spec.md e). No revision is written down here:
+hub.py says why, and what is done instead.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-KNOWN: dict[str, dict[str, str]] = {
+KNOWN: Mapping[str, Mapping[str, str]] = {
     "nvidia/Cosmos-Predict1-7B-Video2World": {"model.pt": "ebcdb19c4c4a6a0e1e0bb65e346f6867"},
     "nvidia/Cosmos-Predict1-14B-Video2World": {"model.pt": ""},
     "nvidia/Cosmos-Tokenize1-CV8x8x8-720p": {
@@ -16,7 +16,7 @@ KNOWN: dict[str, dict[str, str]] = {
         "mean_std.pt": "f07680ad7eefae57d698778e2a0c7c96",
     },
 }
-"""Repository -> needed file -> MD5 in the reference's download script, where it names one."""
+"""Repository -> needed file -> MD5 in NVIDIA's download script, empty where it names none."""
 
 
 class Repository(NamedTuple):
@@ -25,7 +25,7 @@ class Repository(NamedTuple):
     name: str
     revision: str
     """A branch, tag or commit; empty for the newest."""
-    files: dict[str, str]
+    files: Mapping[str, str]
     """Needed files and their published MD5 sums; nothing known stands for every file there is."""
 
 

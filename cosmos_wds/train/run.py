@@ -16,12 +16,13 @@ from torch import Tensor
 
 from cosmos_wds.data.actions import NAMES, ActionContract
 from cosmos_wds.diffusion.edm import Denoiser
-from cosmos_wds.errors import CheckpointError, DataError
+from cosmos_wds.errors import CheckpointError, ConfigError, DataError
 from cosmos_wds.model.dit import initialise_actions
 from cosmos_wds.model.names import BAGGAGE
 from cosmos_wds.model.tokenizer import Tokenizer
-from cosmos_wds.model.tokenizer_cosmos import CosmosTokenizer
+from cosmos_wds.model.tokenizer_diffusers import load_autoencoder
 from cosmos_wds.model.tokenizer_patch import PatchTokenizer
+from cosmos_wds.model.tokenizer_torchscript import load_torchscript
 from cosmos_wds.model.weight_files import INDEX, read_state
 from cosmos_wds.model.weights import Audit, load_state
 from cosmos_wds.recipe import Recipe, TokenizerSettings
@@ -222,9 +223,16 @@ def read_contract(folder: Path) -> ActionContract | None:
 
 
 def load_tokenizer(settings: TokenizerSettings, folder: Path) -> Tokenizer:
-    """The tokenizer that belongs to weights: the embedded one lies beside them."""
-    if settings.kind == "cosmos":
-        return CosmosTokenizer.from_torchscript(Path(settings.path))
-    if settings.kind == "diffusers":
-        return CosmosTokenizer.from_diffusers(Path(settings.path))
-    return PatchTokenizer.load(folder / TOKENIZER)
+    """The tokenizer that belongs to weights: the embedded one lies beside them, in `folder`.
+
+    Raises CheckpointError when its files are missing or damaged, ConfigError when none are named.
+    """
+    if settings.kind == "patch":
+        return PatchTokenizer.load(folder / TOKENIZER)
+    if not settings.path:
+        raise ConfigError(
+            f"[tokenizer] path is empty: kind = {settings.kind!r} reads the tokenizer's files "
+            "there; name their folder"
+        )
+    load = load_autoencoder if settings.kind == "diffusers" else load_torchscript
+    return load(Path(settings.path))
