@@ -133,6 +133,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         for path in temporary.iterdir():
+            path.chmod(0o644)  # safetensors makes files that only their owner may read
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
         if folder.exists():

@@ -23,6 +23,7 @@ from cosmos_wds.errors import UserError
 from cosmos_wds.recipe import Recipe
 from cosmos_wds.train.checkpoint import save_checkpoint
 from cosmos_wds.train.folder import BAD_BATCH, METRICS, locked
+from cosmos_wds.train.memory import keep_freed_memory
 from cosmos_wds.train.optim import lr_factor, set_lr
 from cosmos_wds.train.parallel import Interrupted, distribute, gradients_stay, join_ranks
 from cosmos_wds.train.start import Training, find_inputs, start
@@ -37,6 +38,8 @@ def train(recipe: Recipe) -> Path:
     """
     folder = escape(str(recipe.run_folder))
     with join_ranks(recipe.train) as ranks, ExitStack() as held:
+        if ranks.device.type == "cpu":
+            keep_freed_memory()
         inputs = ranks.together(lambda: find_inputs(recipe, ranks))
         ranks.on_first(lambda: held.enter_context(locked(recipe.run_folder)))
         run = start(recipe, ranks, inputs)
