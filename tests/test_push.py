@@ -80,7 +80,8 @@ def hub(monkeypatch):
     with serving(Hub, **more) as state:
         monkeypatch.setenv("HF_ENDPOINT", state.url)
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
-        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        # Read from the environment once, when the library is imported; this hub has no Xet storage.
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         yield state
 
 

@@ -56,15 +56,19 @@ def facts_table(name: str, preset: Literal["ours", "reference"] = "ours") -> Ite
     cost = facts.cost
     yield (
         f"one sample: latent {frames}x{height}x{width}, {cost.tokens} tokens; forward "
-        f"{cost.flops / 1e12:.4g} TFLOP"
+        f"{_operations(cost.flops)}"
     )
     if settings.text_width:
         saved = 1 - cost.flops / cost.flops_with_text
         yield (
-            f"with {TEXT_TOKENS} text tokens {cost.flops_with_text / 1e12:.4g} TFLOP: leaving out "
+            f"with {TEXT_TOKENS} text tokens {_operations(cost.flops_with_text)}: leaving out "
             f"text that is zero saves {saved:.1%} of the operations and "
             f"{1 - facts.on_device / facts.total:.1%} of the parameters"
         )
+
+
+def _operations(count: int) -> str:
+    return f"{count / 1e12:.4g} TFLOP" if count >= 1e12 else f"{count / 1e9:.4g} GFLOP"
 
 
 def _parameters(name: str, facts: Facts) -> Table:

@@ -45,7 +45,7 @@ def model_card(recipe: Recipe, place: Place, *, form: str, dtype: str) -> str:
     head = (
         f"---\n{_LICENCES[is_nvidia]}pipeline_tag: robotics\ntags: [world-model, cosmos-wds]\n---"
     )
-    notice = "\nBuilt on NVIDIA Cosmos. " if is_nvidia else "\n"
+    notice = "Built on NVIDIA Cosmos. " if is_nvidia else ""
     lines = [
         head,
         f"# {recipe.name}",
