@@ -80,7 +80,8 @@ def hub(monkeypatch):
     with serving(Hub, **more) as state:
         monkeypatch.setenv("HF_ENDPOINT", state.url)
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
-        # Read from the environment once, when the library is imported; this hub has no Xet storage.
+        # What the library reads from the environment once, as it is imported. No Xet storage here.
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", state.url)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         yield state
 
