@@ -77,11 +77,11 @@ def describe(
     groups["uncertainty head"] = sum(p.numel() for p in logvar.parameters())
     total = sum(groups.values())
     shape = (frames, height, width)
-    with_text = _flops(net, shape, action_dims, text=settings.text_width > 0)
+    flops = _flops(net, shape, action_dims, text=False)
     cost = Cost(
         tokens=frames * (height // PATCH) * (width // PATCH),
-        flops=_flops(net, shape, action_dims, text=False),
-        flops_with_text=with_text,
+        flops=flops,
+        flops_with_text=_flops(net, shape, action_dims, text=True) if text else flops,
     )
     return Facts(groups=groups, total=total, on_device=total - text, cost=cost)
 

@@ -151,7 +151,7 @@ def _reason(given: Mapping[str, Tensor], unknown: list[str], missing: list[str])
     """The likely reason why keys do not fit."""
     if not given:
         return "it holds no tensor of this family of networks (Cosmos-Predict1)"
-    if unknown and all("transformer_blocks" in name for name in unknown[:1]):
+    if unknown and "transformer_blocks" in unknown[0]:
         return "it is in diffusers' form, and NVIDIA's is read here"
     parts = {name.split(".")[1] for name in (*unknown, *missing) if "." in name}
     if parts == {"position"} or any("extra_pos_embedder" in name for name in unknown):

@@ -8,6 +8,7 @@ import tomli_w
 from cosmos_wds import __version__
 from cosmos_wds.config import read_table
 from cosmos_wds.model.describe import describe
+from cosmos_wds.model.show import ACTION_DIMS
 from cosmos_wds.model.weight_files import load_pt
 from cosmos_wds.recipe import Recipe
 from cosmos_wds.train.checkpoint import checkpoint_file
@@ -73,7 +74,7 @@ def _facts(recipe: Recipe, place: Place) -> dict[str, str]:
     window, factor = recipe.window, recipe.tokenizer.factor
     facts = describe(
         recipe.model,
-        action_dims=7,
+        action_dims=ACTION_DIMS,
         frames=window.frames,
         height=window.height // factor,
         width=window.width // factor,
