@@ -8,7 +8,7 @@ import errno
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -133,14 +133,18 @@ def download(
 
 
 @app.command(
-    epilog=_examples("cosmos-wds shard", "cosmos-wds shard my/recordings my/shards --workers 4")
+    epilog=_examples(
+        "cosmos-wds shard",
+        "cosmos-wds shard my/recordings my/shards --workers 4",
+        "cosmos-wds shard my/recordings s3://bucket/shards --engine ray --dry-run",
+    )
 )
-def shard(
+def shard(  # noqa: PLR0913 (a command's options are its arguments)
     source: Annotated[
-        Path | None, typer.Argument(help="Folder of recordings; the pipeline's if left out.")
+        str | None, typer.Argument(help="Recordings, a folder or URL; the pipeline's if left out.")
     ] = None,
     shards: Annotated[
-        Path | None, typer.Argument(help="Folder of shards to write; the pipeline's if left out.")
+        str | None, typer.Argument(help="Shards to write, a folder or URL; the pipeline's too.")
     ] = None,
     pipeline: Annotated[
         str, typer.Option(help="A pipeline: bridge, demo, or a file of yours.")
@@ -148,9 +152,15 @@ def shard(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at a bad episode instead of listing it.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be made, and write nothing.")
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(help="Processes; every core if left out.", show_default=False)
     ] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Who works: this machine, or a Ray cluster.")
+    ] = "local",
     changes: Changes = None,
 ) -> None:
     """Write recordings as tar shards with an index.
@@ -162,10 +172,13 @@ def shard(
     from cosmos_wds.config import override
     from cosmos_wds.pipeline import load_pipeline
     from cosmos_wds.prepare import shard as write_shards
+    from cosmos_wds.prepare.engines import local_engine, ray_engine
 
     paths = {"source.path": source, "shards.path": shards, "shards.workers": workers}
     given = [override(key, value) for key, value in paths.items() if value is not None]
-    _show(write_shards(load_pipeline(pipeline, [*(changes or ()), *given]), strict=strict))
+    settings = load_pipeline(pipeline, [*(changes or ()), *given])
+    who = ray_engine() if engine == "ray" else local_engine(settings.shards.workers)
+    _show(write_shards(settings, strict=strict, engine=who, dry_run=dry_run))
 
 
 @app.command(

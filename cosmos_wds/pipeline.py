@@ -1,11 +1,17 @@
 """Pipeline: how raw recordings become shards (download, shard). No torch here."""
 
+import difflib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from pydantic import Field
 
 from cosmos_wds.config import Settings, apply_overrides, find_toml, parse, read_table
+
+SOURCE_KINDS = ("bridge", "demo", "lerobot", "webdataset")
+POSE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+POSE_UNITS = ("m", "m", "m", "rad", "rad", "rad", "1")
 
 
 class DownloadSettings(Settings):
@@ -42,12 +48,20 @@ class GenerateSettings(Settings):
 
 
 class SourceSettings(Settings):
-    """The recordings on disk."""
+    """The recordings: a folder, or a URL that fsspec knows (s3://, gs://, hf://)."""
 
-    kind: Literal["bridge", "demo"] = "bridge"
+    kind: str = "bridge"
+    """bridge, demo, lerobot or webdataset; or one of yours as MODULE:FUNCTION, which is given the
+    pipeline and returns a Source."""
     path: str = "data/bridge/raw"
     splits: tuple[str, ...] = ("train", "val", "test")
     """Splits to read; one that the source does not have is passed over with a word."""
+
+    def problems(self) -> Iterator[str]:
+        if self.kind not in SOURCE_KINDS and not re.fullmatch(r"[\w.]+:\w+", self.kind):
+            near = difflib.get_close_matches(self.kind, SOURCE_KINDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(SOURCE_KINDS)}"
+            yield f"kind = {self.kind!r}: {hint}; or MODULE:FUNCTION"
 
 
 class ActionSettings(Settings):
@@ -57,16 +71,58 @@ class ActionSettings(Settings):
     """`state`: relative pose between measured states; `command`: the recorded `action` rows."""
     accumulate: bool = False
     """Poses relative to the window's first frame instead of the previous one."""
+    names: tuple[str, ...] = POSE_NAMES
+    """Of the dimensions; others than a pose and a gripper only with `command`."""
+    units: tuple[str, ...] = POSE_UNITS
     scale: tuple[float, ...] = (20.0, 20.0, 20.0, 20.0, 20.0, 20.0, 1.0)
+    """What each is multiplied by before the network sees it."""
     fps: float = 5.0
 
     def problems(self) -> Iterator[str]:
-        if len(self.scale) != 7 or any(s <= 0 for s in self.scale):
-            yield f"scale = {list(self.scale)}: seven numbers above zero (x y z r p y gripper)"
+        size = len(self.names)
+        if len(self.scale) != size or any(s <= 0 for s in self.scale):
+            what = f"{size} numbers above zero ({' '.join(self.names)})"
+            yield f"scale = {list(self.scale)}: {what}"
+        if len(self.units) != size or not size or len(set(self.names)) != size:
+            yield f"names = {list(self.names)}: each once, and each with its unit in `units`"
+        if self.signal == "state" and self.names != POSE_NAMES:
+            yield f'names = {list(self.names)}: signal = "state" has {" ".join(POSE_NAMES)}'
         if self.fps <= 0:
             yield f"fps = {self.fps}: must be above zero"
         if self.accumulate and self.signal == "command":
             yield 'accumulate = true: needs signal = "state"'
+
+
+class VideoSettings(Settings):
+    """What becomes of the videos: byte for byte as they are, unless a size, gop or codec is named.
+
+    Encoding again makes loading faster: pictures of the size that is trained on, long gops, no B
+    frames (`tune = "fastdecode"`). What it costs is measured, and said in index.json.
+    """
+
+    check: Literal["container", "decode"] = "container"
+    """`container`: every piece of the file is looked at; `decode`: every frame is decoded."""
+    codec: Literal["copy", "h264"] = "copy"
+    height: int = 0
+    """Rows of pixels; 0 keeps the size."""
+    width: int = 0
+    gop: int = 0
+    """Longest distance between key frames; 0 lets the encoder choose (250)."""
+    crf: int = 18
+    """x264's quality: 0 lossless .. 51."""
+    preset: str = "medium"
+    tune: Literal["", "fastdecode", "film", "animation", "grain", "stillimage", "zerolatency"] = ""
+
+    @property
+    def encodes(self) -> bool:
+        """Whether videos are encoded again."""
+        return self.codec != "copy" or bool(self.height or self.gop)
+
+    def problems(self) -> Iterator[str]:
+        if (self.height > 0) != (self.width > 0) or self.height % 2 or self.width % 2:
+            yield f"height = {self.height}, width = {self.width}: both, and even; or neither"
+        if min(self.height, self.width, self.gop) < 0 or not 0 <= self.crf <= 51:
+            yield f"gop = {self.gop} (0 or more), crf = {self.crf} (0 to 51)"
 
 
 class ShardSettings(Settings):
@@ -91,6 +147,7 @@ class Pipeline(Settings):
     generate: GenerateSettings = Field(default_factory=GenerateSettings)
     source: SourceSettings = Field(default_factory=SourceSettings)
     actions: ActionSettings = Field(default_factory=ActionSettings)
+    video: VideoSettings = Field(default_factory=VideoSettings)
     shards: ShardSettings = Field(default_factory=ShardSettings)
 
 

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 
 from cosmos_wds.data.actions import ActionContract, euler, integrate, relative_actions, rotation
+from cosmos_wds.data.episode import Episode
 from cosmos_wds.errors import DataError
 from cosmos_wds.pipeline import ActionSettings
 from tests.conftest import tiny_states
@@ -100,7 +101,8 @@ def test_recorded_commands_are_cut_but_never_joined():
     contract = ActionContract.from_settings(ActionSettings(signal="command"))
     command = np.arange(70.0).reshape(10, 7)
     assert contract.frame == "recorded"
-    assert contract.episode_actions(np.empty(0), command).dtype == np.float32
+    episode = Episode("1", np.zeros((4, 7)), command, {}, "")
+    assert contract.episode_actions(episode).dtype == np.float32
     found = contract.window_actions(np.empty(0), command, start=2, frames=4)
     np.testing.assert_array_equal(found, command[2:5])
     with pytest.raises(DataError, match="interval = 2: recorded commands cannot be joined"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cosmos_wds.data.actions import ActionContract
+from cosmos_wds.data.actions import ActionContract, relative_actions
 from cosmos_wds.errors import CheckpointError
 from cosmos_wds.recipe import WindowSettings
 from cosmos_wds.rollout.inputs import rollout_actions
@@ -178,7 +178,7 @@ def test_actions_of_a_rollout_are_those_of_its_windows(frames, interval):
     state, window = tiny_states(16), WindowSettings(frames=frames, interval=interval)
     for frame in ("previous", "first"):
         contract = ActionContract(frame=frame)
-        action = contract.episode_actions(state, None)
+        action = relative_actions(state).astype(np.float32)
         rows = rollout_actions(contract, state, action, window=window, count=7)
         assert rows.shape == (7, 7)
         for at in range(0, 7 - frames + 2, frames - 1):

@@ -21,6 +21,7 @@ from cosmos_wds.data.actions import ActionContract, relative_actions
 from cosmos_wds.data.index import EpisodeRow, ShardIndex, SplitIndex, read_member
 from cosmos_wds.data.jobs import UNFINISHED
 from cosmos_wds.data.shards import ShardWriter, episode_key
+from cosmos_wds.data.storage import storage
 from cosmos_wds.data.video import decode
 from cosmos_wds.errors import DataError, UserError
 from cosmos_wds.pipeline import Pipeline
@@ -193,13 +194,11 @@ def test_webdataset_and_tar_read_them(small, tmp_path):
 def test_keys_are_unique_plain_and_short():
     names = ["0", "a.b", "a_b", "a-b", "a b", "A", "ä", "a=b", "手" * 40, "x" * 300]
     names += ["x" * 299 + "y", "手" * 39 + "足"]
-    keys = {
-        episode_key(s, f"annotation/{s}/{n}.json") for s in ("train", "a_b", "a") for n in names
-    }
+    keys = {episode_key(s, n) for s in ("train", "a_b", "a") for n in names}
     assert len(keys) == 3 * len(names)
     assert all(len(key) <= 80 for key in keys)
     assert all(set(key) <= set(map(chr, range(33, 127))) - set("./") for key in keys)
-    assert episode_key("train", "annotation/train/12.json") == "train_12"
+    assert episode_key("train", "12") == "train_12"
 
 
 def test_a_member_that_fits_no_tar_is_an_error():
@@ -367,7 +366,7 @@ def test_ctrl_c_stops_at_once_and_can_be_continued(grainy, tmp_path):
     raw, shards = grainy
     settings = pipeline(raw, tmp_path / "s", workers=4)
     process = start(settings)
-    wait_for(lambda: list((tmp_path / "s").glob(f"{UNFINISHED}/*.tmp")) or process.poll())
+    wait_for(lambda: list((tmp_path / "s").glob(".*.tar.*.tmp")) or process.poll())
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, words = process.communicate(timeout=20)
@@ -381,7 +380,7 @@ def test_ctrl_c_stops_at_once_and_can_be_continued(grainy, tmp_path):
 def test_a_worker_that_dies_is_told_and_nothing_is_lost(grainy, tmp_path, monkeypatch):
     raw, shards = grainy
     settings = pipeline(raw, tmp_path / "s", workers=2)
-    monkeypatch.setattr("cosmos_wds.prepare.write_shard", die)
+    monkeypatch.setattr("cosmos_wds.prepare.run.write_shard", die)
     with pytest.raises(UserError, match="a worker process died.*run again to go on"):
         shard(settings)
     monkeypatch.undo()
@@ -441,10 +440,10 @@ def test_a_finished_set_of_other_things_is_not_touched(small, tmp_path):
 
 
 def test_two_runs_at_once(small, tmp_path):
-    from cosmos_wds.prepare import _claimed
+    from cosmos_wds.prepare.run import _claimed
 
     with (
-        _claimed(tmp_path / "s"),
+        _claimed(storage(tmp_path / "s")),
         pytest.raises(DataError, match="another run is writing it"),
     ):
         shard(pipeline(small[0], tmp_path / "s"))
@@ -468,7 +467,7 @@ def test_a_read_only_destination(small, tmp_path, monkeypatch):
     def refuse(self, **settings):
         raise OSError(30, "Read-only file system", str(self))
 
-    monkeypatch.setattr("cosmos_wds.prepare.Path.mkdir", refuse)  # root may write everywhere else
+    monkeypatch.setattr("cosmos_wds.data.storage.Path.mkdir", refuse)  # root may write everywhere else
     with pytest.raises(DataError, match="/s: cannot be written: Read-only file system"):
         shard(pipeline(small[0], tmp_path / "s"))
 
@@ -477,7 +476,7 @@ def test_a_full_disk_is_one_line_and_continues(small, tmp_path, monkeypatch):
     raw, shards = small
     usage = shutil._ntuple_diskusage(10**9, 10**9, 1000)
     with monkeypatch.context() as patch:
-        patch.setattr("cosmos_wds.prepare.shutil.disk_usage", lambda path: usage)
+        patch.setattr("cosmos_wds.data.storage.shutil.disk_usage", lambda path: usage)
         with pytest.raises(DataError, match=r"GB are to be written and 0\.00 GB are free"):
             shard(pipeline(raw, tmp_path / "s"))
 
@@ -519,7 +518,7 @@ def test_damaged_sets_are_noticed(small, tmp_path):
     with pytest.raises(DataError, match=r"train_5\.mp4: not at its place"):
         index.read(5, "mp4")
     tar.unlink()
-    with pytest.raises(DataError, match=r"train_5: cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"train-000000\.tar: cannot be read: No such file or directory \(for train_5\.mp4\)"):
         index.read(5, "mp4")
     (shards / "train.idx.jsonl").write_text("")
     with pytest.raises(DataError, match="is not what index.json says"):
@@ -556,4 +555,4 @@ def test_25_thousand_episodes_load_in_a_second(tmp_path, small):
     assert index.lengths.sum() == 25_000 * 35 and index.shard_numbers[-1] == 124
     assert time.process_time() - began < 1
     with pytest.raises(DataError, match="cannot be read"):
-        read_member(tmp_path, index.rows[-1], "mp4")
+        read_member(storage(tmp_path), index.rows[-1], "mp4")

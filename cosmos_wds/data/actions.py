@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cosmos_wds.data.episode import Episode
 from cosmos_wds.errors import DataError
-from cosmos_wds.pipeline import ActionSettings
+from cosmos_wds.pipeline import POSE_NAMES, POSE_UNITS, ActionSettings
 
-NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-UNITS = ("m", "m", "m", "rad", "rad", "rad", "1")
+NAMES, UNITS = POSE_NAMES, POSE_UNITS
 SINGULAR = 1e-6  # below this cosine of the pitch, roll and yaw turn about one axis
 ORTHOGONAL = 1e-6  # Frobenius norm of I - R'R that a rotation stays below
 
@@ -48,7 +48,17 @@ class ActionContract:
             frame = "recorded"
         elif settings.accumulate:
             frame = "first"
-        return cls(signal=settings.signal, frame=frame, scale=settings.scale, fps=settings.fps)
+        is_pose = settings.names == NAMES
+        return cls(
+            signal=settings.signal,
+            frame=frame,
+            names=settings.names,
+            units=settings.units,
+            euler=cls.euler if is_pose else "",
+            gripper=cls.gripper if "gripper" in settings.names else "",
+            scale=settings.scale,
+            fps=settings.fps,
+        )
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> "ActionContract":
@@ -98,15 +108,30 @@ class ActionContract:
         """What the network sees -> physical units, float64."""
         return np.asarray(action, np.float64) / np.asarray(self.scale)
 
-    def episode_actions(self, state: np.ndarray, command: np.ndarray | None) -> np.ndarray:
-        """The `action.npy` of an episode: (T-1, 7) float32, one row per step, physical units.
+    def episode_actions(self, episode: Episode) -> np.ndarray:
+        """The `action.npy` of an episode: (T-1, A) float32, one row per step, physical units.
 
         It does not know windows: rows of a contract with `accumulate` come from `window_actions`.
+        Raises DataError when the episode has not what the contract speaks of.
         """
-        if self.signal == "command":
-            assert command is not None
-            return command.astype(np.float32)
-        return relative_actions(state).astype(np.float32)
+        if self.signal == "state":
+            width = episode.state.shape[1]
+            if width != len(NAMES):
+                raise DataError(
+                    f"state: {width} numbers a frame, and actions between poses need "
+                    f'{len(NAMES)} ({" ".join(NAMES)}); use actions.signal = "command"'
+                )
+            return relative_actions(episode.state).astype(np.float32)
+        if episode.command is None:
+            what = episode.command_problem or "action: missing"
+            raise DataError(f'{what}, and actions.signal = "command" needs it')
+        width = episode.command.shape[1]
+        if width != len(self.names):
+            raise DataError(
+                f"action: {width} numbers a step, and the contract names {len(self.names)} "
+                f"({' '.join(self.names)}); set actions.names, units and scale"
+            )
+        return episode.command.astype(np.float32)
 
     def window_actions(
         self, state: np.ndarray, action: np.ndarray, *, start: int, frames: int, interval: int = 1

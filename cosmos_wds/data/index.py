@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cosmos_wds.data.actions import ActionContract
+from cosmos_wds.data.storage import Storage, storage
 from cosmos_wds.errors import DataError
 
 FORMAT = 1
@@ -52,34 +53,36 @@ class EpisodeRow:
 class ShardIndex:
     """The content of index.json: `table` holds it all, the fields what readers need."""
 
-    root: Path
+    storage: Storage
     contract: ActionContract
     splits: Mapping[str, tuple[ShardFile, ...]]
     table: Mapping[str, Any]
 
     @classmethod
-    def read(cls, root: Path | str) -> "ShardIndex":
-        """The index of a finished set. Raises DataError where there is none."""
-        root = Path(root)
-        path = root / INDEX_NAME
-        if not path.is_file():
+    def read(cls, place: Path | str | Storage) -> "ShardIndex":
+        """The index of a finished set, in a folder or at a URL. Raises DataError without one."""
+        where = storage(place) if isinstance(place, str | Path) else place
+        if where.size(INDEX_NAME) < 0:
             what = (
-                "has no index.json: unfinished, or no shards" if root.is_dir() else "no such folder"
+                "has no index.json: unfinished, or no shards"
+                if where.has_folder()
+                else "no such folder"
             )
-            raise DataError(f"{root}: {what}; `cosmos-wds shard` makes and completes shards")
+            raise DataError(f"{where}: {what}; `cosmos-wds shard` makes and completes shards")
+        content, name = where.read(INDEX_NAME), where.name(INDEX_NAME)
         try:
-            table = json.loads(path.read_bytes())
+            table = json.loads(content)
             version = table["format"]
             if version != FORMAT:
-                raise DataError(f"{path}: format {version}; this version reads format {FORMAT}")
+                raise DataError(f"{name}: format {version}; this version reads format {FORMAT}")
             contract = ActionContract.from_dict(table["contract"])
             splits = {
                 name: tuple(ShardFile(**shard) for shard in split["shards"])
                 for name, split in table["splits"].items()
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: not an index of shards: {error!r}") from None
-        return cls(root, contract, splits, table)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{name}: not an index of shards: {error!r}") from None
+        return cls(where, contract, splits, table)
 
     @cached_property
     def digest(self) -> str:
@@ -94,17 +97,16 @@ class ShardIndex:
     def split(self, name: str) -> "SplitIndex":
         """Every episode of one split. Raises DataError naming the splits that there are."""
         if name not in self.splits:
-            raise DataError(f"{self.root}: no split {name!r}; there is {', '.join(self.splits)}")
-        path = self.root / f"{name}.idx.jsonl"
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+            raise DataError(f"{self.storage}: no split {name!r}; there is {', '.join(self.splits)}")
+        file = f"{name}.idx.jsonl"
+        content = self.storage.read(file)
         if hashlib.sha256(content).hexdigest() != self.table["splits"][name]["index_sha256"]:
-            raise DataError(f"{path}: is not what index.json says; shard the set again")
+            raise DataError(
+                f"{self.storage.name(file)}: is not what index.json says; shard the set again"
+            )
         tables = json.loads(b"[" + b",".join(content.splitlines()) + b"]")
         return SplitIndex(
-            root=self.root,
+            storage=self.storage,
             split=name,
             contract=self.contract,
             shards=self.splits[name],
@@ -117,7 +119,7 @@ class ShardIndex:
 class SplitIndex:
     """Every episode of one split, in the order of the shards, and the way to its bytes."""
 
-    root: Path
+    storage: Storage
     split: str
     contract: ActionContract
     shards: tuple[ShardFile, ...]
@@ -125,9 +127,9 @@ class SplitIndex:
     digest: str
 
     @classmethod
-    def load(cls, root: Path | str, split: str) -> "SplitIndex":
+    def load(cls, place: Path | str, split: str) -> "SplitIndex":
         """One split of a finished set."""
-        return ShardIndex.read(root).split(split)
+        return ShardIndex.read(place).split(split)
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -142,11 +144,11 @@ class SplitIndex:
 
     def name(self, row: int, member: str) -> str:
         """How a member is called in errors."""
-        return f"{self.root / self.rows[row].shard}: {self.rows[row].key}.{member}"
+        return f"{self.storage.name(self.rows[row].shard)}: {self.rows[row].key}.{member}"
 
     def read(self, row: int, member: str) -> bytes:
         """The bytes of one member. Raises DataError naming shard and key."""
-        return read_member(self.root, self.rows[row], member)
+        return read_member(self.storage, self.rows[row], member)
 
     def read_array(self, row: int, member: str) -> np.ndarray:
         """A .npy member."""
@@ -161,25 +163,21 @@ class SplitIndex:
         return found
 
 
-def read_member(root: Path, row: EpisodeRow, member: str) -> bytes:
+def read_member(where: Storage, row: EpisodeRow, member: str) -> bytes:
     """Read one member by its offset, and check the header before it: that it is the one meant."""
-    path = root / row.shard
+    path = where.name(row.shard)
     if member not in row.members:
         raise DataError(f"{path}: {row.key}: no {member}; it has {', '.join(row.members)}")
     offset, size = row.members[member]
     try:
-        with open(path, "rb") as file:
-            file.seek(offset - BLOCK)
-            header, data = file.read(BLOCK), file.read(size)
-    except OSError as error:
-        raise DataError(f"{path}: {row.key}: cannot be read: {error.strerror}") from None
-    name = header[:100].rstrip(b"\0").decode("ascii", "replace")
-    if len(data) < size or name != f"{row.key}.{member}":
-        what = (
-            "the tar is cut off" if len(header) < BLOCK or len(data) < size else f"holds {name!r}"
-        )
+        content = where.read_range(row.shard, offset - BLOCK, BLOCK + size)
+    except DataError as error:
+        raise DataError(f"{error} (for {row.key}.{member})") from None
+    name = content[:100].rstrip(b"\0").decode("ascii", "replace")
+    if len(content) < BLOCK + size or name != f"{row.key}.{member}":
+        what = "the tar is cut off" if len(content) < BLOCK + size else f"holds {name!r}"
         raise DataError(f"{path}: {row.key}.{member}: not at its place: {what}; shard it again")
-    return data
+    return content[BLOCK:]
 
 
 def load_array(data: bytes, name: str) -> np.ndarray:

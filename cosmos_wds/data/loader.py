@@ -206,8 +206,8 @@ class Loader:
                 f"worker {worker} of {self.workers} (process {board.pid[worker]}) died {doing}"
             )
         return (
-            f"{self._index.root}: loader {'; '.join(said) or 'a worker died as it began'}. It was "
-            "killed, or memory (RAM or /dev/shm) ran out: lower [data] workers or pool, or set "
+            f"{self._index.storage}: loader {'; '.join(said) or 'a worker died as it began'}. It "
+            "was killed, or memory (RAM or /dev/shm) ran out: lower [data] workers or pool, or set "
             "workers = 0"
         )
 
@@ -250,7 +250,7 @@ def _plan(index: SplitIndex, recipe: Recipe, batch: int, training: bool) -> Plan
             training=training,
         )
     except DataError as error:
-        raise DataError(f"{index.root}, split {index.split}: {error}") from None
+        raise DataError(f"{index.storage}, split {index.split}: {error}") from None
 
 
 def _shares(lanes: range, count: int) -> list[range]:

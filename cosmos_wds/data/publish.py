@@ -2,92 +2,93 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cosmos_wds import __version__
-from cosmos_wds.config import write_text
 from cosmos_wds.data.actions import ActionContract
-from cosmos_wds.data.index import FORMAT, INDEX_NAME, EpisodeRow, load_array, read_member
-from cosmos_wds.data.jobs import Rejected, ShardJob, ShardResult, shard_name
+from cosmos_wds.data.index import FORMAT, INDEX_NAME
+from cosmos_wds.data.jobs import ShardJob, ShardResult, shard_actions, shard_name
+from cosmos_wds.data.judge import action_statistics, concerns
+from cosmos_wds.data.looks import Rejected
+from cosmos_wds.data.storage import Storage
 from cosmos_wds.errors import DataError
+from cosmos_wds.pipeline import VideoSettings
 
 REJECTED_NAME = "rejected.jsonl"
-Totals = dict[str, int]
 Done = Sequence[tuple[ShardJob, ShardResult]]
 
 
 def publish(
-    folder: Path,
+    where: Storage,
     done: Done,
     contract: ActionContract,
     *,
     rejected: Sequence[Rejected],
     about: Mapping[str, Any],
-) -> dict[str, Totals]:
-    """Make a set of finished shards readable; returns each split's totals.
+) -> dict[str, Any]:
+    """Make a set of finished shards readable; returns what index.json says.
 
     `about` goes into index.json as it is. Killed on its way, it is done again from its start.
     """
     lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in rejected)
-    write_text(folder / REJECTED_NAME, lines)
-    done = _renumbered(folder, [(job, result) for job, result in done if result.rows])
+    where.write(REJECTED_NAME, lines.encode())
+    done = [(job, result) for job, result in done if result.rows]
     if not done:
         raise DataError(
-            f"{folder}: no episode can be used; the first of {len(rejected)} rejected: "
-            f"{rejected[0].file}: {rejected[0].reason}; all are in {folder / REJECTED_NAME}"
+            f"{where}: no episode can be used; the first of {len(rejected)} rejected: "
+            f"{rejected[0].file}: {rejected[0].reason}; all are in {where.name(REJECTED_NAME)}"
         )
+    actions = [shard_actions(job) for job, _ in done]
+    first = done[0][0].split
+    of_first = [a for a, (job, _) in zip(actions, done, strict=True) if job.split == first]
+    facts = [fact for _, result in done for fact in result.facts]
+    statistics = action_statistics(np.concatenate(of_first), contract)
+    doubts = list(concerns(facts, np.concatenate(actions), contract))
+    done = _renumbered(where, done)
     splits = {}
     for split in dict.fromkeys(job.split for job, _ in done):
-        splits[split] = _publish_split(folder, split, [r for job, r in done if job.split == split])
-    _remove_stale(folder, {result.shard.name for _, result in done}, set(splits))
-    first = next(iter(splits))
-    rows = [row for job, result in done if job.split == first for row in result.rows]
-    totals = {name: split["totals"] for name, split in splits.items()}
-    whole = {key: sum(t[key] for t in totals.values()) for key in next(iter(totals.values()))}
+        splits[split] = _publish_split(where, split, [r for job, r in done if job.split == split])
+    _remove_stale(where, {result.shard.name for _, result in done}, set(splits))
+    totals = [split["totals"] for split in splits.values()]
     table = {
         "format": FORMAT,
         "tool": f"cosmos-wds {__version__}",
         "contract": contract.to_dict(),
-        "statistics": {"split": first, **action_statistics(folder, rows, contract)},
-        "video": {
-            "encoding": "the source's, byte for byte",
-            "container_fps": sorted({fps for _, r in done for fps in r.container_fps}),
-        },
+        "statistics": {"split": first, **statistics},
+        "concerns": doubts,
+        "video": _video(done, done[0][0].video),
         **about,
-        "totals": {**whole, "rejected": len(rejected)},
+        "totals": {
+            **{key: sum(total[key] for total in totals) for key in totals[0]},
+            "rejected": len(rejected),
+        },
         "splits": splits,
     }
-    write_text(folder / INDEX_NAME, json.dumps(table, indent=1) + "\n")
-    return totals
+    where.write(INDEX_NAME, (json.dumps(table, indent=1) + "\n").encode())
+    return table
 
 
-def action_statistics(
-    folder: Path, rows: Sequence[EpisodeRow], contract: ActionContract
-) -> dict[str, Any]:
-    """Per dimension, in physical units: mean, std, min, max, 1 % and 99 %."""
-    arrays = [load_array(read_member(folder, row, "action.npy"), row.key) for row in rows]
-    actions = np.concatenate(arrays).astype(np.float64)
-    columns = {
-        "mean": actions.mean(axis=0),
-        "std": actions.std(axis=0),
-        "min": actions.min(axis=0),
-        "max": actions.max(axis=0),
-        "q01": np.quantile(actions, 0.01, axis=0),
-        "q99": np.quantile(actions, 0.99, axis=0),
-    }
-    # Machines may sum in another order: digits that depend on it must not make other bytes.
-    rounded = {k: [float(f"{value:.9g}") for value in column] for k, column in columns.items()}
-    return {"actions": len(actions), "names": list(contract.names), **rounded}
+def _video(done: Done, settings: VideoSettings) -> dict[str, Any]:
+    """What became of the videos, and what it cost where they were encoded again."""
+    if not settings.encodes:
+        return {"encoding": "the source's, byte for byte"}
+    facts = [fact for _, result in done for fact in result.facts if fact.psnr is not None]
+    values = [fact.psnr for fact in facts]
+    loss = (
+        {"episodes": len(values), "mean": round(float(np.mean(values)), 2), "min": min(values)}
+        if values
+        else None
+    )
+    made = settings.model_dump(exclude={"check", "codec"})
+    return {"encoding": "h264", **made, "psnr": loss}
 
 
-def _renumbered(folder: Path, done: Done) -> Done:
+def _renumbered(where: Storage, done: Done) -> Done:
     """Close the gaps that shards left of which every episode was rejected."""
     numbers: dict[str, int] = {}
     renumbered = []
@@ -96,7 +97,7 @@ def _renumbered(folder: Path, done: Done) -> Done:
         numbers[job.split] = number + 1
         name = shard_name(job.split, number)
         if name != result.shard.name:
-            os.replace(folder / result.shard.name, folder / name)
+            where.move(result.shard.name, name)
             shard = replace(result.shard, name=name)
             rows = tuple(replace(row, shard=name) for row in result.rows)
             result = replace(result, shard=shard, rows=rows)
@@ -104,22 +105,22 @@ def _renumbered(folder: Path, done: Done) -> Done:
     return renumbered
 
 
-def _publish_split(folder: Path, split: str, results: Sequence[ShardResult]) -> dict[str, Any]:
-    lines = "".join(row.to_line() + "\n" for result in results for row in result.rows)
-    write_text(folder / f"{split}.idx.jsonl", lines)
+def _publish_split(where: Storage, split: str, results: Sequence[ShardResult]) -> dict[str, Any]:
+    lines = "".join(row.to_line() + "\n" for result in results for row in result.rows).encode()
+    where.write(f"{split}.idx.jsonl", lines)
     shards = [asdict(result.shard) for result in results]
     totals = {key: sum(shard[key] for shard in shards) for key in ("episodes", "frames", "bytes")}
     return {
         "totals": {**totals, "shards": len(shards)},
-        "index_sha256": hashlib.sha256(lines.encode()).hexdigest(),
+        "index_sha256": hashlib.sha256(lines).hexdigest(),
         "shards": shards,
     }
 
 
-def _remove_stale(folder: Path, shards: set[str], splits: set[str]) -> None:
+def _remove_stale(where: Storage, shards: set[str], splits: set[str]) -> None:
     """Remove what unfinished runs over other recordings or settings have left."""
-    for path in [*folder.glob("*.tar"), *folder.glob("*.idx.jsonl")]:
-        is_shard = re.fullmatch(r".+-\d{6}\.tar", path.name) and path.name not in shards
-        is_index = path.name.endswith(".idx.jsonl") and path.name.split(".")[0] not in splits
+    for name in where.list():
+        is_shard = re.fullmatch(r".+-\d{6}\.tar", name) and name not in shards
+        is_index = name.endswith(".idx.jsonl") and name.split(".")[0] not in splits
         if is_shard or is_index:
-            path.unlink()
+            where.remove(name)

@@ -49,9 +49,10 @@ class Mp4Reader:
         window, episode = self.window, self.index.rows[row]
         member = f"{window.camera}.mp4" if window.camera else "mp4"
         if member not in episode.members:
+            shard = self.index.storage.name(episode.shard)
             raise DataError(
-                f"{self.index.root / episode.shard}: {episode.key}: no camera {window.camera}; it "
-                f"has {', '.join(map(str, _cameras(episode.members)))}: choose [window] camera"
+                f"{shard}: {episode.key}: no camera {window.camera}; it has "
+                f"{', '.join(map(str, _cameras(episode.members)))}: choose [window] camera"
             )
         name, data = self.index.name(row, member), self.index.read(row, member)
         pictures = resize(

@@ -1,8 +1,8 @@
 """Episodes as samples of a tar: their keys, their members, and headers that never vary.
 
 KEY.mp4           camera 0, byte for byte (others KEY.CAMERA.mp4)
-KEY.action.npy    float32 (T-1, 7)  physical units, unscaled
-KEY.state.npy     float32 (T, 7)    x y z (m), roll pitch yaw (rad), gripper 0..1
+KEY.action.npy    float32 (T-1, A)  physical units, unscaled, as the contract says
+KEY.state.npy     float32 (T, S)    poses: x y z (m), roll pitch yaw (rad), gripper 0..1
 KEY.json          id, split, fps, sizes, text, source and its hash, unknown keys of the source
 """
 
@@ -11,14 +11,12 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Mapping
-from pathlib import PurePosixPath
-from typing import BinaryIO
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from cosmos_wds.data.actions import ActionContract
-from cosmos_wds.data.episode import Episode
+from cosmos_wds.data.episode import Episode, Recording
 from cosmos_wds.data.index import BLOCK
 from cosmos_wds.data.video import VideoFacts
 from cosmos_wds.errors import DataError
@@ -27,14 +25,13 @@ LONGEST_KEY = 80  # leaves room for the member's name in a plain tar header's 10
 END = bytes(2 * BLOCK)
 
 
-def episode_key(split: str, source_file: str) -> str:
-    """The sample's name: split and file, with what tars and webdataset give a meaning to escaped.
+def episode_key(split: str, name: str) -> str:
+    """The sample's name: split and episode, escaped where tars or webdataset see a meaning.
 
-    Different files give different keys, whatever else is in the set: the first underscore ends the
-    split, and every other byte than letters, digits, - and _ is written as =hex.
+    Different episodes give different keys, whatever else is in the set: the first underscore ends
+    the split, and every other byte than letters, digits, - and _ is written as =hex.
     """
-    stem = PurePosixPath(source_file).stem
-    key = f"{_escaped(split, '-')}_{_escaped(stem, '_-')}"
+    key = f"{_escaped(split, '-')}_{_escaped(name, '_-')}"
     if len(key) > LONGEST_KEY:
         key = f"{key[: LONGEST_KEY - 33]}={hashlib.sha256(key.encode()).hexdigest()[:32]}"
     return key
@@ -45,44 +42,48 @@ def _escaped(text: str, plain: str) -> str:
     return re.sub(rf"[^A-Za-z0-9{plain}]", lambda m: f"={ord(m[0]):02x}", raw)
 
 
-def episode_members(
+def episode_members(  # noqa: PLR0913 (all that a sample is made of)
     episode: Episode,
-    contract: ActionContract,
+    recording: Recording,
+    actions: np.ndarray,
     videos: Mapping[int, bytes],
-    facts: VideoFacts,
-    source_sha256: str,
+    facts: VideoFacts | None,
+    fps: float,
 ) -> dict[str, bytes]:
-    """Name without key -> content, in the order of the tar. `facts` are camera 0's."""
+    """Name without key -> content, in the order of the tar. `facts` are the first camera's."""
     video_members = {f"{camera}.mp4" if camera else "mp4": videos[camera] for camera in videos}
-    about = {
+    about: dict[str, Any] = {
         "id": episode.id,
-        "split": episode.split,
-        "fps": episode.fps,
-        "container_fps": facts.fps,
+        "split": recording.split,
+        "fps": fps,
+        "container_fps": facts.fps if facts else None,
         "frames": len(episode.state),
-        "height": facts.height,
-        "width": facts.width,
+        "height": facts.height if facts else None,
+        "width": facts.width if facts else None,
         "cameras": list(videos),
         "text": episode.text,
-        "source_file": episode.source_file,
-        "source_sha256": source_sha256,
+        "source_file": recording.file,
+        "source_sha256": episode.source_sha256,
         "video_sha256": [hashlib.sha256(videos[camera]).hexdigest() for camera in videos],
         "extra": dict(episode.extra),
     }
+    if episode.command_problem:
+        about["extra"] = {**about["extra"], "action_left_out": episode.command_problem}
     return {
         **video_members,
-        "action.npy": _npy(contract.episode_actions(episode.state, episode.command)),
-        "state.npy": _npy(episode.state.astype(np.float32)),
+        "action.npy": array_bytes(actions),
+        "state.npy": array_bytes(episode.state.astype(np.float32)),
         "json": json.dumps(about).encode(),
     }
 
 
-def estimated_bytes(episode: Episode, video_bytes: Mapping[int, int]) -> int:
-    """An upper bound of the episode's bytes in a tar, from the sizes of its files alone."""
-    words = [episode.id, episode.text, episode.source_file, dict(episode.extra)]
-    about = len(json.dumps(words)) + 600 + 100 * len(video_bytes)
-    arrays = [256 + 4 * episode.state.size] * 2
-    return sum(BLOCK + _padded(size) for size in (*video_bytes.values(), *arrays, about))
+def estimated_bytes(episode: Episode, video_bytes: Sequence[int]) -> int:
+    """An upper bound of the episode's bytes in a tar, if its videos have the sizes given."""
+    words = [episode.id, episode.text, dict(episode.extra)]
+    about = len(json.dumps(words)) + 900 + 100 * len(video_bytes)
+    widths = episode.state.shape[1] + (0 if episode.command is None else episode.command.shape[1])
+    arrays = 512 + 4 * len(episode.state) * max(widths, 14)
+    return sum(BLOCK + _padded(size) for size in (*video_bytes, arrays, BLOCK, about))
 
 
 class ShardWriter:
@@ -123,7 +124,8 @@ def _padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def _npy(array: np.ndarray) -> bytes:
+def array_bytes(array: np.ndarray) -> bytes:
+    """An array as a .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
     return buffer.getvalue()

@@ -6,18 +6,24 @@ Both decode from memory too: a shard's member is never written to disk.
 """
 
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from cosmos_wds.config import write_bytes
+from cosmos_wds.data.mp4 import Damaged, NotUnderstood, Track, read_track
 from cosmos_wds.errors import DataError
+
+CODECS = {"avc1": "h264", "avc3": "h264", "hvc1": "hevc", "hev1": "hevc", "av01": "av1"}
+"""Sample entries of mp4 (14496-15) -> ffmpeg's names of what is in them."""
+DECODERS = {"libdav1d": "av1", "libaom-av1": "av1"}
+"""Decoders that are not called as what they decode."""
 
 Decoder = Literal["decord", "pyav"]
 Source = Path | str | bytes
@@ -25,13 +31,15 @@ Source = Path | str | bytes
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What a video really holds, from decoding it once from end to end."""
+    """What a video holds: as its container says, or found by decoding it from end to end."""
 
     frames: int
     height: int
     width: int
     fps: float
     """The container's rate; recordings often say another one than the robot's. 0: it says none."""
+    codec: str
+    """As ffmpeg calls it: h264, hevc, av1, ..."""
 
 
 @cache
@@ -65,6 +73,32 @@ def decode(
     return _read_pyav(source, wanted, name)
 
 
+def examine(data: bytes, *, name: str) -> VideoFacts:
+    """What an mp4 holds, all its pieces looked at and none decoded; other files are decoded.
+
+    Raises DataError for what is cut off or damaged (mp4.py says what that finds, and what not).
+    """
+    _check_present(data, name)
+    track = _track(data, name)
+    if track is None:
+        return probe(data, name=name)
+    codec = CODECS.get(track.codec, track.codec)
+    return VideoFacts(track.frames, track.height, track.width, track.fps, codec)
+
+
+def _track(data: bytes, name: str) -> Track | None:
+    """What the container says; None where that cannot be read."""
+    try:
+        track = read_track(data)
+    except NotUnderstood:
+        return None
+    except Damaged as error:
+        raise DataError(f"{name}: {error}") from None
+    if not track.frames:
+        raise DataError(f"{name}: holds no frame")
+    return track
+
+
 def probe(source: Source, *, name: str = "") -> VideoFacts:
     """Decode every frame once, keeping none. Raises DataError for a damaged or truncated file.
 
@@ -74,12 +108,13 @@ def probe(source: Source, *, name: str = "") -> VideoFacts:
 
     name = name or (f"{len(source)} bytes" if isinstance(source, bytes) else str(source))
     _check_present(source, name)
-    _check_whole(source, name)
+    source = source if isinstance(source, bytes) else Path(source).read_bytes()
+    _track(source, name)
     count = height = width = 0
     try:
         with av.open(_handle(source)) as container:
             stream = _stream(container, name)
-            promised, rate = stream.frames, stream.average_rate
+            promised, rate, codec = stream.frames, stream.average_rate, stream.codec_context.name
             stream.codec_context.thread_count = 1
             for frame in container.decode(stream):
                 if frame.is_corrupt:
@@ -93,7 +128,7 @@ def probe(source: Source, *, name: str = "") -> VideoFacts:
         raise DataError(f"{name}: holds no frame")
     if promised and count < promised:
         raise DataError(f"{name}: {count} of {promised} frames decode; the file is damaged")
-    return VideoFacts(count, height, width, float(rate or 0))
+    return VideoFacts(count, height, width, float(rate or 0), DECODERS.get(codec, codec))
 
 
 def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -113,50 +148,51 @@ def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     return y.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def write_video(
-    path: Path | str,
+def write_video(path: Path | str, frames: np.ndarray, fps: float = 5.0, **options: Any) -> None:
+    """Write frames (T, H, W, 3) uint8 as an mp4, whole or not at all; options of `encode`."""
+    write_bytes(Path(path), encode(frames, fps, name=str(path), **options))
+
+
+def encode(  # noqa: PLR0913 (an encoder's settings)
     frames: np.ndarray,
     fps: float = 5.0,
     *,
     crf: int = 18,
     gop: int = 0,
     preset: str = "medium",
-) -> None:
-    """Write frames (T, H, W, 3) uint8 as H.264 mp4 (yuv420p), whole or not at all.
+    tune: str = "",
+    name: str = "video",
+) -> bytes:
+    """Frames (T, H, W, 3) uint8 as H.264 (yuv420p) in an mp4.
 
     One encoder thread, so that equal frames give equal bytes. `gop` is the longest distance between
     key frames; 0 lets the encoder choose. Odd sizes, which yuv420p cannot hold, are an error.
     """
     import av
 
-    path = Path(path)
     assert frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[3] == 3, frames.shape
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
-        raise DataError(f"{path}: {height}x{width}: H.264 takes even heights and widths only")
+        raise DataError(f"{name}: {height}x{width}: H.264 takes even heights and widths only")
     if not len(frames):
-        raise DataError(f"{path}: a video needs at least one frame")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        raise DataError(f"{name}: a video needs at least one frame")
     # x264's macroblock tree gives other bytes from run to run at widths that 128 does not divide.
     options = {"crf": str(crf), "preset": preset, "x264-params": "mbtree=0"}
     if gop:
         options["g"] = str(gop)
-    try:
-        with av.open(
-            str(temporary), "w", format="mp4", options={"fflags": "bitexact"}
-        ) as container:
-            rate = Fraction(fps).limit_denominator(1001)
-            stream = container.add_stream("libx264", rate=rate, options=options)
-            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-            stream.codec_context.thread_count = 1
-            for image in frames:
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if tune:
+        options["tune"] = tune
+    content = io.BytesIO()
+    with av.open(content, "w", format="mp4", options={"fflags": "bitexact"}) as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.codec_context.thread_count = 1
+        for image in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return content.getvalue()
 
 
 def _check_present(source: Source, name: str) -> None:
@@ -169,30 +205,6 @@ def _check_present(source: Source, name: str) -> None:
         raise DataError(f"{name}: no such video file")
     if not path.stat().st_size:
         raise DataError(f"{name}: empty video file")
-
-
-def _check_whole(source: Source, name: str) -> None:
-    """Raise DataError when an mp4's outermost boxes reach beyond the end: a copy that was cut."""
-    if isinstance(source, bytes):
-        file: BinaryIO = io.BytesIO(source)
-        end = len(source)
-    else:
-        file, end = open(source, "rb"), Path(source).stat().st_size  # noqa: SIM115
-    with file:
-        at = 0
-        while at < end:
-            file.seek(at)
-            header = file.read(16)
-            size, kind = int.from_bytes(header[:4], "big"), header[4:8]
-            if at == 0 and kind != b"ftyp":
-                return  # another container; the decoder will judge it
-            if size == 1:
-                size = int.from_bytes(header[8:16], "big")
-            if size == 0:
-                return  # this box reaches to the end, wherever that is
-            at += max(size, 8)
-    if at != end:
-        raise DataError(f"{name}: the file is cut off: {end} bytes of at least {at}")
 
 
 def _handle(source: Source) -> str | io.BytesIO:

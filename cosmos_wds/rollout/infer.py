@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from cosmos_wds.console import say
 from cosmos_wds.data.actions import ActionContract
+from cosmos_wds.data.storage import storage
 from cosmos_wds.data.video import resize
 from cosmos_wds.errors import ConfigError, DataError
 from cosmos_wds.pipeline import load_pipeline
@@ -18,7 +19,7 @@ from cosmos_wds.rollout.guardrail import load_guardrail, remind
 from cosmos_wds.rollout.inputs import Inputs, read_inputs
 from cosmos_wds.rollout.metrics import psnr, shown_steps
 from cosmos_wds.rollout.rollout import contract_of, rollout_with_bar
-from cosmos_wds.sources import open_source
+from cosmos_wds.sources.bridge import BridgeSource
 from cosmos_wds.train.folder import read_recipe
 from cosmos_wds.train.parallel import choose_device
 from cosmos_wds.train.run import Kind, find_weights, load_run
@@ -140,11 +141,11 @@ def bridge_run() -> str:
 
 def bridge_episode() -> Path:
     """The first validation episode of Bridge. Raises DataError when it is not there."""
-    source = open_source(load_pipeline("bridge"))
-    episodes = source.list("val")
+    root = load_pipeline("bridge").source.path
+    episodes = BridgeSource(storage(root)).list("val")
     if not episodes:
-        raise DataError(f"{source.root}: no val episode; give --annotation FILE or --npy FILE")
-    return episodes[0]
+        raise DataError(f"{root}: no val episode; give --annotation FILE or --npy FILE")
+    return Path(root) / episodes[0].file
 
 
 def describe(checkpoint: str) -> tuple[Recipe, ActionContract]:

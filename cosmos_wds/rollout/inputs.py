@@ -12,7 +12,8 @@ import numpy as np
 
 from cosmos_wds.console import warn
 from cosmos_wds.data.actions import ActionContract, integrate
-from cosmos_wds.data.episode import Episode
+from cosmos_wds.data.episode import Episode, Recording, Video
+from cosmos_wds.data.storage import storage
 from cosmos_wds.data.video import decode, probe, resize
 from cosmos_wds.errors import ConfigError, DataError
 from cosmos_wds.recipe import WindowSettings
@@ -50,17 +51,23 @@ def read_inputs(
             raise ConfigError(f"{actions}: holds no recording to compare with; name an annotation")
         rows = chained(contract, read_array(actions, contract), window)
         return Inputs(_fit(read_picture(first), window), rows, None)
-    episode = read_annotation(actions, contract)
+    episode = read_annotation(actions)
     video = _video(episode, window.camera, actions)
     count = (len(episode.state) - 1) // window.interval
     if count < 1:
         raise DataError(
             f"{actions}: {len(episode.state)} frames hold no action at interval {window.interval}"
         )
-    rows = contract.episode_actions(episode.state, episode.command)
+    try:
+        rows = contract.episode_actions(episode)
+    except DataError as error:
+        raise DataError(f"{actions}: {error}") from None
     rows = rollout_actions(contract, episode.state, rows, window=window, count=count)
     truth = _recording(video, window, count) if with_truth else None
-    picture = read_picture(video if first is None else first)
+    if first is None:
+        picture = decode(video.read(), [0], name=video.name)[0]
+    else:
+        picture = read_picture(first)
     return Inputs(_fit(picture, window), rows, truth)
 
 
@@ -100,7 +107,7 @@ def chained(contract: ActionContract, rows: np.ndarray, window: WindowSettings) 
     return rollout_actions(contract, states, rows, window=every, count=len(rows))
 
 
-def read_annotation(path: Path, contract: ActionContract) -> Episode:
+def read_annotation(path: Path) -> Episode:
     """The episode of an annotation in the Bridge layout. Raises DataError when it is not one."""
     if not path.is_file():
         raise DataError(f"{path}: no such annotation")
@@ -111,10 +118,9 @@ def read_annotation(path: Path, contract: ActionContract) -> Episode:
         raise DataError(
             f"{path}: an annotation lies in ROOT/annotation/SPLIT/, and its videos below ROOT"
         )
-    source = BridgeSource(
-        root=parents[2], fps=contract.fps, needs_command=contract.signal == "command"
-    )
-    return source.read(path.absolute())
+    split = parents[0].name
+    recording = Recording(split, path.stem, f"annotation/{split}/{path.name}")
+    return BridgeSource(storage(parents[2])).read(recording)
 
 
 def read_array(path: Path, contract: ActionContract) -> np.ndarray:
@@ -178,7 +184,7 @@ def read_picture(path: Path) -> np.ndarray:
         raise DataError(f"{path}: damaged or unusable image: {error}") from None
 
 
-def _video(episode: Episode, camera: int, path: Path) -> Path:
+def _video(episode: Episode, camera: int, path: Path) -> Video:
     if camera not in episode.videos:
         raise DataError(
             f"{path}: has no camera {camera}, which the model was trained on; cameras here: "
@@ -187,10 +193,12 @@ def _video(episode: Episode, camera: int, path: Path) -> Path:
     return episode.videos[camera]
 
 
-def _recording(video: Path, window: WindowSettings, count: int) -> np.ndarray:
+def _recording(video: Video, window: WindowSettings, count: int) -> np.ndarray:
     """Frames 0, k, 2k, ... of the video at the model's size, (count + 1, H, W, 3)."""
-    probe(video)  # a damaged one must not pass for the truth
-    frames = decode(video, range(0, count * window.interval + 1, window.interval))
+    content = video.read()
+    probe(content, name=video.name)  # a damaged one must not pass for the truth
+    wanted = range(0, count * window.interval + 1, window.interval)
+    frames = decode(content, wanted, name=video.name)
     return resize(frames, window.height, window.width)
 
 

@@ -1,24 +1,21 @@
 """Where episodes come from: the name of a layout -> how to open it, a plain dictionary.
 
-A source lists what a split holds, names it and reads it; that is all that sharding asks of it.
+A source lists what a split holds and reads it; that is all that sharding asks of it.
 """
 
+import importlib
 from collections.abc import Callable
-from pathlib import Path
 
-from cosmos_wds.data.jobs import Source
+from cosmos_wds.data.episode import Source
+from cosmos_wds.data.storage import storage
+from cosmos_wds.errors import ConfigError
 from cosmos_wds.pipeline import Pipeline
 from cosmos_wds.sources.bridge import BridgeSource
 
 
 def _open_bridge(pipeline: Pipeline) -> Source:
-    return BridgeSource(
-        root=Path(pipeline.source.path),
-        splits=pipeline.source.splits,
-        fps=pipeline.actions.fps,
-        needs_command=pipeline.actions.signal == "command",
-        name=pipeline.source.kind,
-    )
+    source = pipeline.source
+    return BridgeSource(storage(source.path), source.splits, name=source.kind)
 
 
 SOURCES: dict[str, Callable[[Pipeline], Source]] = {
@@ -28,5 +25,16 @@ SOURCES: dict[str, Callable[[Pipeline], Source]] = {
 
 
 def open_source(pipeline: Pipeline) -> Source:
-    """The source that a pipeline's [source] names."""
-    return SOURCES[pipeline.source.kind](pipeline)
+    """The source that a pipeline's [source] names.
+
+    Raises ConfigError when its MODULE:FUNCTION cannot be imported.
+    """
+    kind = pipeline.source.kind
+    if kind in SOURCES:
+        return SOURCES[kind](pipeline)
+    module, _, name = kind.partition(":")
+    try:
+        found: Callable[[Pipeline], Source] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"source.kind = {kind!r}: cannot be imported: {error}") from None
+    return found(pipeline)

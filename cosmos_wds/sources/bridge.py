@@ -4,18 +4,19 @@ ROOT/annotation/SPLIT/ID.json    state, continuous_gripper_state, action, videos
 ROOT/videos/SPLIT/ID/rgb.mp4     wherever the annotation's `video_path` points, below ROOT
 """
 
+import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from cosmos_wds.data.episode import Episode
+from cosmos_wds.data.episode import Episode, Recording, StoredVideo
+from cosmos_wds.data.storage import Storage
 from cosmos_wds.errors import DataError
 
 READ_KEYS = {"state", "continuous_gripper_state", "action", "videos", "texts", "episode_id"}
@@ -25,62 +26,55 @@ READ_KEYS = {"state", "continuous_gripper_state", "action", "videos", "texts", "
 class BridgeSource:
     """The episodes of one folder, found and read one by one."""
 
-    root: Path
+    storage: Storage
     splits: tuple[str, ...] = ("train", "val", "test")
-    fps: float = 5.0
-    """The recordings' rate: annotations do not say it, and containers often say another one."""
-    needs_command: bool = False
-    """Whether recorded `action` rows are needed; else unusable ones are left out with a note."""
     name: str = "bridge"
     """The pipeline that downloads or makes this folder, for advice in errors."""
 
-    def list(self, split: str) -> list[Path]:
+    @property
+    def root(self) -> str:
+        return str(self.storage)
+
+    def list(self, split: str) -> list[Recording]:
         """The split's annotations in natural order (2 before 10); none when there is no split."""
-        folder = self.root / "annotation"
-        if not folder.is_dir():
-            what = "has no annotation folder" if self.root.is_dir() else "no such folder"
+        if not self.storage.has_folder("annotation"):
+            what = "has no annotation folder" if self.storage.has_folder() else "no such folder"
             raise DataError(
                 f"{self.root}: {what}; run `cosmos-wds download {self.name}`, or give the folder "
                 "that holds annotation/ and videos/"
             )
-        names = [p for p in (folder / split).glob("*.json") if not p.name.startswith(".")]
-        return sorted(names, key=lambda path: _natural(path.name))
+        folder = f"annotation/{split}"
+        names = self.storage.list(folder)
+        stems = [n.removesuffix(".json") for n in names if n.endswith(".json") and n[0] != "."]
+        return [Recording(split, s, f"{folder}/{s}.json") for s in sorted(stems, key=_natural)]
 
-    def relative(self, path: Path) -> str:
-        """How an annotation is named in indexes and reports: its path below the root."""
-        return path.relative_to(self.root).as_posix()
-
-    def read(self, path: Path) -> Episode:
+    def read(self, recording: Recording) -> Episode:
         """Read one annotation. Raises DataError naming the file and the key that is wrong."""
-        file = self.relative(path)
-        table = _load(path, file)
+        file = recording.file
+        content = self.storage.read(file)
+        table = _parse(content, file)
         pose = _numbers(_need(table, "state", file), file, "state", width=6)
         gripper = _gripper(_need(table, "continuous_gripper_state", file), file, len(pose))
         if len(pose) < 2:
             raise DataError(f"{file}: state: {len(pose)} frame, and an action needs two")
         extra = {k: _finite(v) for k, v in table.items() if k not in READ_KEYS}
-        command = None
+        command, problem = None, ""
         try:
             command = _command(table.get("action"), file, len(pose))
         except DataError as error:
-            if self.needs_command:
-                raise
-            extra["action_left_out"] = str(error).removeprefix(f"{file}: ")
-        if command is None and self.needs_command:
-            raise DataError(f'{file}: action: missing, and actions.signal = "command" needs it')
+            problem = str(error).removeprefix(f"{file}: ")
         return Episode(
-            id=_identity(table, path),
-            split=path.parent.name,
+            id=_identity(table, recording.name),
             state=np.column_stack([pose[:, :6], gripper]),
             command=command,
             videos=self._videos(_need(table, "videos", file), file),
+            source_sha256=hashlib.sha256(content).hexdigest(),
             text=_text(table.get("texts")),
-            fps=self.fps,
-            source_file=file,
             extra=extra,
+            command_problem=problem,
         )
 
-    def _videos(self, value: Any, file: str) -> dict[int, Path]:
+    def _videos(self, value: Any, file: str) -> dict[int, StoredVideo]:
         """Camera number -> video, from a list or from a dictionary with numbers as keys."""
         if isinstance(value, Mapping) and all(str(k).isdecimal() for k in value):
             entries = {int(k): v for k, v in value.items()}
@@ -92,31 +86,19 @@ class BridgeSource:
             raise DataError(f"{file}: videos: camera 0 is missing")
         return {camera: self._video(entries[camera], file, camera) for camera in sorted(entries)}
 
-    def _video(self, entry: Any, file: str, camera: int) -> Path:
-        """The checked path of one camera's video: an existing file that lies below the root.
-
-        The user may link ROOT/videos to another disk; a link any deeper must stay inside.
-        """
+    def _video(self, entry: Any, file: str, camera: int) -> StoredVideo:
+        """One camera's video: an existing file that lies below the root."""
         name = entry.get("video_path") if isinstance(entry, Mapping) else None
         if not isinstance(name, str) or not name or "\0" in name:
             raise DataError(f"{file}: videos[{camera}].video_path: missing or not a text")
         parts = PurePosixPath(name).parts
         if parts[0] == "/" or ".." in parts:
             raise DataError(f"{file}: videos[{camera}]: {name} leads out of the data folder")
-        path = self.root / name
-        if not path.is_file():
+        if self.storage.size(name) < 0:
             raise DataError(f"{file}: videos[{camera}]: no such file: {name}")
-        real = os.path.realpath(path)
-        if not any(real.startswith(home) for home in _homes(self.root, parts[0])):
+        if not self.storage.is_inside(name):
             raise DataError(f"{file}: videos[{camera}]: {name} is a link out of the data folder")
-        return path
-
-
-def _homes(root: Path, first: str) -> tuple[str, str]:
-    """Where a video may really lie: below the root, or where the user's link at its top leads."""
-    return os.path.join(os.path.realpath(root), ""), os.path.join(
-        os.path.realpath(root / first), ""
-    )
+        return StoredVideo(self.storage, name)
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:
@@ -125,11 +107,9 @@ def _natural(name: str) -> tuple[list[str | int], str]:
     return [int(p) if i % 2 else p for i, p in enumerate(pieces)], name
 
 
-def _load(path: Path, file: str) -> dict[str, Any]:
+def _parse(content: bytes, file: str) -> dict[str, Any]:
     try:
-        table = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+        table = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not JSON: {error}") from None
     if not isinstance(table, dict):
@@ -182,11 +162,11 @@ def _command(value: Any, file: str, length: int) -> np.ndarray | None:
     return rows[: length - 1]
 
 
-def _identity(table: Mapping[str, Any], path: Path) -> str:
+def _identity(table: Mapping[str, Any], name: str) -> str:
     for key in ("episode_id", "original_path"):
         if table.get(key) not in (None, ""):
             return str(table[key])
-    return path.stem
+    return name
 
 
 def _text(value: Any) -> str:

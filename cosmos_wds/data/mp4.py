@@ -1,0 +1,203 @@
+"""What an mp4 says of itself, and whether all it speaks of is there, without decoding a frame.
+
+Decoding costs a hundred times more than copying. A copy that was cut, overwritten or never filled
+shows in the boxes (ISO/IEC 14496-12): a sample that lies beyond the end, or whose NAL units, each
+with its length before it (14496-15), do not add up to the sample. What only a decoder notices, such
+as a flipped bit inside a picture, is left to `inspect --verify`.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+NAL_CODECS = {"avc1", "avc3", "hvc1", "hev1"}
+FORBIDDEN_BIT = 0x80  # the first bit of every NAL unit, zero in H.264 and H.265
+ZEROS = b"\0\0\0"  # what no NAL unit contains: encoders put a 3 between (H.264, 7.4.1)
+
+
+class NotUnderstood(Exception):
+    """Not a plain mp4 (fragments, edits, another container): only decoding tells what it holds."""
+
+
+class Damaged(Exception):
+    """What the boxes promise is not in the file."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """The first video track of a file."""
+
+    codec: str
+    frames: int
+    height: int
+    width: int
+    fps: float
+    key_frames: int
+
+
+def read_track(data: bytes) -> Track:
+    """The video track of an mp4 in memory, each of its samples looked at.
+
+    Raises NotUnderstood, or Damaged with what is wrong.
+    """
+    try:
+        return _read(data)
+    except (struct.error, IndexError, KeyError, UnicodeDecodeError, ValueError) as error:
+        raise NotUnderstood(f"its boxes make no sense: {error!r}") from None
+
+
+def _read(data: bytes) -> Track:
+    if data[4:8] != b"ftyp":
+        raise NotUnderstood("does not begin as an mp4")
+    top = _boxes(data, 0, len(data))
+    if "moov" not in top or "moof" in top:
+        raise NotUnderstood("no plain table of its samples")
+    for begin, end in _children(data, *top["moov"], "trak"):
+        trak = _boxes(data, begin, end)
+        mdia = _boxes(data, *trak["mdia"])
+        handler = mdia["hdlr"][0]
+        if data[handler + 8 : handler + 12] != b"vide":
+            continue
+        track = _track(data, mdia)
+        if "edts" in trak and _is_cut(data, top["moov"], trak["edts"], mdia, track):
+            raise NotUnderstood("parts of it are cut out by an edit list")
+        return track
+    raise NotUnderstood("holds no video track")
+
+
+def _track(data: bytes, mdia: dict[str, tuple[int, int]]) -> Track:
+    table = _boxes(data, *_boxes(data, *mdia["minf"])["stbl"])
+    entry = table["stsd"][0] + 8  # behind version, flags and the number of entries
+    codec = data[entry + 4 : entry + 8].decode("ascii")
+    width, height = struct.unpack_from(">HH", data, entry + 32)
+    sizes = _sizes(data, table["stsz"][0])
+    offsets = _offsets(data, table, sizes)
+    if len(sizes) and int((offsets + sizes).max()) > len(data):
+        first = int(np.argmax(offsets + sizes > len(data)))
+        raise Damaged(f"cut off: frame {first} of {len(sizes)} lies beyond its end")
+    if codec in NAL_CODECS:
+        length = _nal_length_size(data, entry, codec)
+        for number, (offset, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
+            if not _is_whole_sample(data, offset, size, length):
+                raise Damaged(f"frame {number} of {len(sizes)} is damaged")
+    keys = int.from_bytes(data[table["stss"][0] + 4 : table["stss"][0] + 8], "big")
+    return Track(codec, len(sizes), height, width, _rate(data, mdia, table, len(sizes)), keys)
+
+
+def _boxes(data: bytes, begin: int, end: int = False) -> dict[str, tuple[int, int]]:
+    """Kind -> (begin, end) of the content of the first box of each kind."""
+    found: dict[str, tuple[int, int]] = {}
+    for kind, inner, outer in _walk(data, begin, end):
+        found.setdefault(kind, (inner, outer))
+    return found
+
+
+def _children(data: bytes, begin: int, end: int, kind: str) -> Iterator[tuple[int, int]]:
+    return ((a, b) for found, a, b in _walk(data, begin, end) if found == kind)
+
+
+def _walk(data: bytes, begin: int, end: int) -> Iterator[tuple[str, int, int]]:
+    at = begin
+    while at < end:
+        if end - at < 8:
+            raise Damaged("cut off in the head of a box")
+        size, head = int.from_bytes(data[at : at + 4], "big"), 8
+        kind = data[at + 4 : at + 8].decode("latin-1")
+        if size == 1:
+            size, head = int.from_bytes(data[at + 8 : at + 16], "big"), 16
+        elif size == 0:
+            size = end - at
+        if size < head:
+            raise Damaged(f"a box of {size} bytes at byte {at}")
+        if at + size > end:
+            raise Damaged(f"cut off: {end} bytes of at least {at + size}")
+        yield kind, at + head, at + size
+        at += size
+
+
+def _sizes(data: bytes, at: int) -> np.ndarray:
+    """(T,) bytes of each sample."""
+    common, count = struct.unpack_from(">II", data, at + 4)
+    if common:
+        return np.full(count, common, np.int64)
+    return np.frombuffer(data, ">u4", count, at + 12).astype(np.int64)
+
+
+def _offsets(data: bytes, table: dict[str, tuple[int, int]], sizes: np.ndarray) -> np.ndarray:
+    """(T,) place of each sample: samples follow each other within a chunk, chunks lie anywhere."""
+    if "stco" in table:
+        at, kind = table["stco"][0], ">u4"
+    else:
+        at, kind = table["co64"][0], ">u8"
+    count = int.from_bytes(data[at + 4 : at + 8], "big")
+    chunks = np.frombuffer(data, kind, count, at + 8).astype(np.int64)
+    at = table["stsc"][0]
+    count = int.from_bytes(data[at + 4 : at + 8], "big")
+    runs = np.frombuffer(data, ">u4", 3 * count, at + 8).reshape(count, 3).astype(np.int64)
+    lengths = np.diff(np.append(runs[:, 0], len(chunks) + 1))  # chunks of each run
+    per_chunk = np.repeat(runs[:, 1], lengths)
+    if per_chunk.sum() != len(sizes):
+        raise Damaged(f"{per_chunk.sum()} frames in its chunks, {len(sizes)} in its table")
+    ends = np.cumsum(sizes)
+    first = np.cumsum(per_chunk) - per_chunk  # the number of each chunk's first sample
+    before = np.concatenate([[0], ends])[first]
+    return np.repeat(chunks - before, per_chunk) + ends - sizes
+
+
+def _nal_length_size(data: bytes, entry: int, codec: str) -> int:
+    """Bytes of a NAL unit's length, from the decoder configuration inside the sample entry."""
+    size = int.from_bytes(data[entry : entry + 4], "big")
+    kind, place = ("avcC", 4) if codec.startswith("avc") else ("hvcC", 21)
+    at = _boxes(data, entry + 86, entry + size)[kind][0]
+    return (data[at + place] & 3) + 1
+
+
+def _is_whole_sample(data: bytes, offset: int, size: int, length: int) -> bool:
+    at, end = offset, offset + size
+    while at + length < end:
+        unit = int.from_bytes(data[at : at + length], "big")
+        begin, at = at + length, at + length + unit
+        if not unit or data[begin] & FORBIDDEN_BIT or data.find(ZEROS, begin, at) >= 0:
+            return False
+    return at == end and size > 0
+
+
+def _is_cut(
+    data: bytes,
+    moov: tuple[int, int],
+    edts: tuple[int, int],
+    mdia: dict[str, tuple[int, int]],
+    track: Track,
+) -> bool:
+    """Whether an edit list hides frames; one that makes up for the delay of B frames does not."""
+    at = _boxes(data, *edts)["elst"][0]
+    version, count = data[at], int.from_bytes(data[at + 4 : at + 8], "big")
+    if count != 1:
+        return count != 0
+    duration, start = struct.unpack_from(">Qq" if version else ">Ii", data, at + 8)
+    table = _boxes(data, *_boxes(data, *mdia["minf"])["stbl"])
+    delay = 0
+    if "ctts" in table:
+        delay = int.from_bytes(data[table["ctts"][0] + 12 : table["ctts"][0] + 16], "big")
+    head = _boxes(data, *moov)["mvhd"][0]
+    shown = duration / _time_scale(data, head) * track.fps
+    return not 0 <= start <= delay or shown < track.frames - 0.5
+
+
+def _time_scale(data: bytes, at: int) -> int:
+    """Units a second, from the content of an `mvhd` or `mdhd`."""
+    return int.from_bytes(data[at + 20 : at + 24] if data[at] else data[at + 12 : at + 16], "big")
+
+
+def _rate(
+    data: bytes, mdia: dict[str, tuple[int, int]], table: dict[str, tuple[int, int]], frames: int
+) -> float:
+    """Frames per second from the samples' durations; 0 when the file does not say."""
+    scale = _time_scale(data, mdia["mdhd"][0])
+    at = table["stts"][0]
+    count = int.from_bytes(data[at + 4 : at + 8], "big")
+    runs = np.frombuffer(data, ">u4", 2 * count, at + 8).reshape(count, 2).astype(np.int64)
+    total = int((runs[:, 0] * runs[:, 1]).sum())
+    return frames * scale / total if total else 0.0

@@ -1,0 +1,152 @@
+"""Recordings -> shards.
+
+    plan      every recording is read once, without its videos; splits are cut into shards
+    write     one job a shard, on all cores; finished shards of an earlier run are kept
+    publish   episodes' index of each split, rejected.jsonl, index.json last
+
+A killed run leaves finished shards and DST/.unfinished; the same command goes on from there.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+from rich.markup import escape
+
+from cosmos_wds.console import progress_bar, say, warn
+from cosmos_wds.data.index import INDEX_NAME, ShardIndex
+from cosmos_wds.data.jobs import UNFINISHED, ShardJob, ShardResult, finished_shard, write_shard
+from cosmos_wds.data.looks import Rejected
+from cosmos_wds.data.publish import REJECTED_NAME, publish
+from cosmos_wds.data.storage import Storage, storage
+from cosmos_wds.errors import DataError
+from cosmos_wds.pipeline import Pipeline
+from cosmos_wds.prepare.engines import Engine, local_engine
+from cosmos_wds.prepare.forecast import foresee
+from cosmos_wds.prepare.plan import Plan, make_plan
+from cosmos_wds.prepare.summary import Summary
+
+Done = list[tuple[ShardJob, ShardResult]]
+
+
+def shard(
+    pipeline: Pipeline,
+    *,
+    strict: bool = False,
+    engine: Engine | None = None,
+    dry_run: bool = False,
+) -> Summary:
+    """Write the shard set of a pipeline, or complete it; a finished one is left alone.
+
+    Bad episodes are listed in rejected.jsonl; with `strict` the first one is an error. With
+    `dry_run` nothing is written, and the summary is a forecast. Raises DataError for what cannot be
+    read, written, or does not belong together.
+    """
+    began = time.monotonic()
+    engine = engine or local_engine(pipeline.shards.workers)
+    where = storage(pipeline.shards.path)
+    plan = make_plan(pipeline, engine)
+    if strict and plan.rejected:
+        raise DataError(f"{plan.rejected[0].file}: {plan.rejected[0].reason}")
+    if where.size(INDEX_NAME) >= 0:
+        return _leave_alone(plan, where)
+    if dry_run:
+        return _told(foresee(plan, where, engine))
+    with _claimed(where):
+        if where.size(INDEX_NAME) >= 0:  # another run has just finished it
+            return _leave_alone(plan, where)
+        try:
+            kept, done = _write(plan, where, engine, strict=strict)
+            summary = _publish(plan, where, done)
+        except OSError as error:
+            what = f"{error.filename or where}: {error.strerror or error}"
+            raise DataError(f"{what}; nothing finished is lost, run again to go on") from None
+        where.remove(UNFINISHED)
+    return _told(replace(summary, kept=kept, seconds=time.monotonic() - began))
+
+
+def _told(summary: Summary) -> Summary:
+    for line in summary.lines():
+        say(escape(line))
+    return summary
+
+
+def _leave_alone(plan: Plan, where: Storage) -> Summary:
+    """A finished set of these recordings and settings needs nothing; any other is the user's."""
+    index = ShardIndex.read(where)
+    before = index.table.get("settings", {})
+    differences = [
+        f"{key} (was {before.get(key)}, is {value})"
+        for key, value in plan.settings.items()
+        if before.get(key) != value
+    ]
+    differences += [f"actions.{line}" for line in index.contract.differences(plan.contract)]
+    if index.table.get("source", {}).get("fingerprint") != plan.fingerprint:
+        episodes = index.table.get("source", {}).get("episodes")
+        differences.append(f"the recordings ({episodes} then, {len(plan.looks)} now, or changed)")
+    if differences:
+        raise DataError(
+            f"{where}: holds finished shards that differ in {'; '.join(differences)}. Remove the "
+            "folder to make them anew, or give another one (shards.path)"
+        )
+    say(f"{escape(str(where))}: finished before, of the same recordings; nothing to do")
+    where.remove(UNFINISHED)  # of a run killed in its last moment
+    lines = where.read(REJECTED_NAME).splitlines()
+    rejected = tuple(Rejected(**json.loads(line)) for line in lines)
+    return replace(Summary.of(where, index.table, rejected), is_new=False)
+
+
+@contextmanager
+def _claimed(where: Storage) -> Iterator[None]:
+    """Hold the folder against a second run; it may hold nothing but what our runs have left."""
+    if not where.has_folder(UNFINISHED) and any(n.endswith(".tar") for n in where.list()):
+        raise DataError(f"{where}: holds tar files of something else; give another folder")
+    try:
+        with where.claimed(UNFINISHED):
+            yield
+    except OSError as error:
+        raise DataError(f"{where}: cannot be written: {error.strerror or error}") from None
+
+
+def _write(plan: Plan, where: Storage, engine: Engine, *, strict: bool) -> tuple[int, Done]:
+    """Do all jobs; returns how many were done before, and the results in the jobs' order."""
+    jobs = plan.jobs(where, strict=strict)
+    results = {i: done for i, job in enumerate(jobs) if (done := finished_shard(job))}
+    kept, todo = len(results), [i for i in range(len(jobs)) if i not in results]
+    wanted, free = sum(look.bytes for i in todo for look in jobs[i].looks), where.free
+    if free is not None and wanted > free and not plan.pipeline.video.encodes:
+        raise DataError(
+            f"{where}: {wanted / 1e9:.2f} GB are to be written and {free / 1e9:.2f} GB are free"
+        )
+    # Few shards are shared out among threads, so that the last one does not keep one core alone.
+    processes = min(engine.workers, len(todo) // 2)
+    threads = -(-engine.workers // max(1, processes))
+    with progress_bar() as progress:
+        done = sum(len(jobs[i].looks) for i in results)
+        total = sum(len(job.looks) for job in jobs)
+        task = progress.add_task("write shards", total=total, completed=done, note="")
+        advance = partial(progress.advance, task)
+        work = [replace(jobs[i], threads=threads) for i in todo]
+        for place, result in engine.run(write_shard, work, on_progress=advance, each=2):
+            results[todo[place]] = result
+    return kept, [(jobs[i], results[i]) for i in sorted(results)]
+
+
+def _publish(plan: Plan, where: Storage, done: Done) -> Summary:
+    bad = {(entry.split, entry.file): entry for entry in plan.rejected}
+    bad |= {(entry.split, entry.file): entry for _, result in done for entry in result.rejected}
+    places = [(look.recording.split, look.recording.file) for look in plan.looks]
+    rejected = tuple(bad[place] for place in places if place in bad)
+    source = {
+        "name": plan.pipeline.name,
+        "episodes": len(plan.looks),
+        "fingerprint": plan.fingerprint,
+    }
+    about = {"source": source, "settings": plan.settings}
+    table = publish(where, done, plan.contract, rejected=rejected, about=about)
+    for line in table["concerns"]:
+        warn(escape(line))
+    return Summary.of(where, table, rejected)
