@@ -114,6 +114,14 @@ class ActionContract:
         It does not know windows: rows of a contract with `accumulate` come from `window_actions`.
         Raises DataError when the episode has not what the contract speaks of.
         """
+        self.check(episode)
+        if self.signal == "state":
+            return relative_actions(episode.state).astype(np.float32)
+        assert episode.command is not None
+        return episode.command.astype(np.float32)
+
+    def check(self, episode: Episode) -> None:
+        """Raise DataError when the episode has not what the contract speaks of."""
         if self.signal == "state":
             width = episode.state.shape[1]
             if width != len(NAMES):
@@ -121,7 +129,7 @@ class ActionContract:
                     f"state: {width} numbers a frame, and actions between poses need "
                     f'{len(NAMES)} ({" ".join(NAMES)}); use actions.signal = "command"'
                 )
-            return relative_actions(episode.state).astype(np.float32)
+            return
         if episode.command is None:
             what = episode.command_problem or "action: missing"
             raise DataError(f'{what}, and actions.signal = "command" needs it')
@@ -131,7 +139,6 @@ class ActionContract:
                 f"action: {width} numbers a step, and the contract names {len(self.names)} "
                 f"({' '.join(self.names)}); set actions.names, units and scale"
             )
-        return episode.command.astype(np.float32)
 
     def window_actions(
         self, state: np.ndarray, action: np.ndarray, *, start: int, frames: int, interval: int = 1

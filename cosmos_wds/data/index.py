@@ -46,7 +46,7 @@ class EpisodeRow:
 
     def to_line(self) -> str:
         """The row as one line of JSON."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        return json.dumps(vars(self), separators=(",", ":"))
 
 
 @dataclass(frozen=True, eq=False)

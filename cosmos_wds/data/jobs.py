@@ -9,7 +9,7 @@ import json
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class ShardJob:
     number: int
     looks: tuple[Look, ...]
     video: VideoSettings = VideoSettings()
-    threads: int = 1
+    threads: int = 2
     strict: bool = False
 
     @property
@@ -138,7 +138,7 @@ def write_shard(job: ShardJob, tick: Tick) -> ShardResult:
         shard = ShardFile(job.name, writer.bytes, digest, len(rows), frames)
         result = ShardResult(shard, tuple(rows), tuple(rejected), tuple(facts))
         job.storage.write(job.actions, array_bytes(np.concatenate(actions)))
-        note = json.dumps({"digest": job.digest, **asdict(result)})
+        note = json.dumps({"digest": job.digest, **vars(result)}, default=vars)
         job.storage.write(
             job.note, note.encode()
         )  # before the tar: its name says that all is there
@@ -148,10 +148,7 @@ def write_shard(job: ShardJob, tick: Tick) -> ShardResult:
 
 
 def _samples(job: ShardJob) -> Iterator[Sample | Rejected]:
-    """The job's episodes in order; threads work a little ahead, decoders being free of the GIL."""
-    if job.threads <= 1:
-        yield from (_sample(job, place) for place in range(len(job.looks)))
-        return
+    """The job's episodes in order; threads read a little ahead, while the disk or a hash works."""
     with ThreadPoolExecutor(job.threads) as pool:
         running: deque[Future[Sample | Rejected]] = deque()
         try:

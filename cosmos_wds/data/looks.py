@@ -16,7 +16,7 @@ from cosmos_wds.data.shards import estimated_bytes
 from cosmos_wds.data.workers import Tick
 from cosmos_wds.errors import DataError
 
-REMOTE_THREADS = 16  # a store far away answers each request late
+THREADS, REMOTE_THREADS = 4, 16  # while one waits for the disk, or a store far away, others read
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,9 @@ def look_at(
     source: Source, contract: ActionContract, recordings: Sequence[Recording], tick: Tick
 ) -> list[Look]:
     """Read recordings, but no video: sizes, identity and what is wrong already."""
-    look = partial(_look, source, contract)
     looks = []
-    if "://" not in source.root:
-        for recording in recordings:
-            looks.append(look(recording))
-            tick()
-        return looks
-    with ThreadPoolExecutor(REMOTE_THREADS) as pool:
-        for found in pool.map(look, recordings):
+    with ThreadPoolExecutor(REMOTE_THREADS if "://" in source.root else THREADS) as pool:
+        for found in pool.map(partial(_look, source, contract), recordings):
             looks.append(found)
             tick()
     return looks
@@ -72,7 +66,7 @@ def look_at(
 def _look(source: Source, contract: ActionContract, recording: Recording) -> Look:
     try:
         episode = source.read(recording)
-        contract.episode_actions(episode)
+        contract.check(episode)
         videos = [(video.name, video.size()) for video in episode.videos.values()]
     except DataError as error:
         digest = hashlib.sha256(str(error).encode("utf-8", "backslashreplace")).hexdigest()

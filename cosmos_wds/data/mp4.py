@@ -14,7 +14,9 @@ import numpy as np
 
 NAL_CODECS = {"avc1", "avc3", "hvc1", "hev1"}
 FORBIDDEN_BIT = 0x80  # the first bit of every NAL unit, zero in H.264 and H.265
-ZEROS = b"\0\0\0"  # what no NAL unit contains: encoders put a 3 between (H.264, 7.4.1)
+SECTOR, ZEROS = 256, 8
+"""NAL units hold no three zeros in a row (H.264, 7.4.1), so a hole of one disk sector (512 bytes)
+shows when every 256th place is looked at for a run of zeros."""
 
 
 class NotUnderstood(Exception):
@@ -51,12 +53,12 @@ def read_track(data: bytes) -> Track:
 def _read(data: bytes) -> Track:
     if data[4:8] != b"ftyp":
         raise NotUnderstood("does not begin as an mp4")
-    top = _boxes(data, 0, len(data))
+    top = boxes(data, 0, len(data))
     if "moov" not in top or "moof" in top:
         raise NotUnderstood("no plain table of its samples")
-    for begin, end in _children(data, *top["moov"], "trak"):
-        trak = _boxes(data, begin, end)
-        mdia = _boxes(data, *trak["mdia"])
+    for begin, end in children(data, *top["moov"], "trak"):
+        trak = boxes(data, begin, end)
+        mdia = boxes(data, *trak["mdia"])
         handler = mdia["hdlr"][0]
         if data[handler + 8 : handler + 12] != b"vide":
             continue
@@ -68,12 +70,12 @@ def _read(data: bytes) -> Track:
 
 
 def _track(data: bytes, mdia: dict[str, tuple[int, int]]) -> Track:
-    table = _boxes(data, *_boxes(data, *mdia["minf"])["stbl"])
+    table = boxes(data, *boxes(data, *mdia["minf"])["stbl"])
     entry = table["stsd"][0] + 8  # behind version, flags and the number of entries
     codec = data[entry + 4 : entry + 8].decode("ascii")
     width, height = struct.unpack_from(">HH", data, entry + 32)
-    sizes = _sizes(data, table["stsz"][0])
-    offsets = _offsets(data, table, sizes)
+    sizes = sample_sizes(data, table["stsz"][0])
+    offsets = sample_offsets(data, table, sizes)
     if len(sizes) and int((offsets + sizes).max()) > len(data):
         first = int(np.argmax(offsets + sizes > len(data)))
         raise Damaged(f"cut off: frame {first} of {len(sizes)} lies beyond its end")
@@ -82,11 +84,14 @@ def _track(data: bytes, mdia: dict[str, tuple[int, int]]) -> Track:
         for number, (offset, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
             if not _is_whole_sample(data, offset, size, length):
                 raise Damaged(f"frame {number} of {len(sizes)} is damaged")
+        hole = _find_hole(data, offsets, sizes)
+        if hole >= 0:
+            raise Damaged(f"frame {hole} of {len(sizes)} is damaged: a hole of zeros")
     keys = int.from_bytes(data[table["stss"][0] + 4 : table["stss"][0] + 8], "big")
     return Track(codec, len(sizes), height, width, _rate(data, mdia, table, len(sizes)), keys)
 
 
-def _boxes(data: bytes, begin: int, end: int = False) -> dict[str, tuple[int, int]]:
+def boxes(data: bytes, begin: int, end: int) -> dict[str, tuple[int, int]]:
     """Kind -> (begin, end) of the content of the first box of each kind."""
     found: dict[str, tuple[int, int]] = {}
     for kind, inner, outer in _walk(data, begin, end):
@@ -94,7 +99,8 @@ def _boxes(data: bytes, begin: int, end: int = False) -> dict[str, tuple[int, in
     return found
 
 
-def _children(data: bytes, begin: int, end: int, kind: str) -> Iterator[tuple[int, int]]:
+def children(data: bytes, begin: int, end: int, kind: str) -> Iterator[tuple[int, int]]:
+    """(begin, end) of the content of each box of a kind."""
     return ((a, b) for found, a, b in _walk(data, begin, end) if found == kind)
 
 
@@ -117,7 +123,7 @@ def _walk(data: bytes, begin: int, end: int) -> Iterator[tuple[str, int, int]]:
         at += size
 
 
-def _sizes(data: bytes, at: int) -> np.ndarray:
+def sample_sizes(data: bytes, at: int) -> np.ndarray:
     """(T,) bytes of each sample."""
     common, count = struct.unpack_from(">II", data, at + 4)
     if common:
@@ -125,7 +131,7 @@ def _sizes(data: bytes, at: int) -> np.ndarray:
     return np.frombuffer(data, ">u4", count, at + 12).astype(np.int64)
 
 
-def _offsets(data: bytes, table: dict[str, tuple[int, int]], sizes: np.ndarray) -> np.ndarray:
+def sample_offsets(data: bytes, table: dict[str, tuple[int, int]], sizes: np.ndarray) -> np.ndarray:
     """(T,) place of each sample: samples follow each other within a chunk, chunks lie anywhere."""
     if "stco" in table:
         at, kind = table["stco"][0], ">u4"
@@ -150,7 +156,7 @@ def _nal_length_size(data: bytes, entry: int, codec: str) -> int:
     """Bytes of a NAL unit's length, from the decoder configuration inside the sample entry."""
     size = int.from_bytes(data[entry : entry + 4], "big")
     kind, place = ("avcC", 4) if codec.startswith("avc") else ("hvcC", 21)
-    at = _boxes(data, entry + 86, entry + size)[kind][0]
+    at = boxes(data, entry + 86, entry + size)[kind][0]
     return (data[at + place] & 3) + 1
 
 
@@ -158,10 +164,22 @@ def _is_whole_sample(data: bytes, offset: int, size: int, length: int) -> bool:
     at, end = offset, offset + size
     while at + length < end:
         unit = int.from_bytes(data[at : at + length], "big")
-        begin, at = at + length, at + length + unit
-        if not unit or data[begin] & FORBIDDEN_BIT or data.find(ZEROS, begin, at) >= 0:
+        if not unit or data[at + length] & FORBIDDEN_BIT:
             return False
+        at += length + unit
     return at == end and size > 0
+
+
+def _find_hole(data: bytes, offsets: np.ndarray, sizes: np.ndarray) -> int:
+    """The number of a sample with a run of zeros in it; -1 when there is none."""
+    begin, end = int(offsets.min()), int((offsets + sizes).max())
+    whole = np.frombuffer(data, np.uint8)[begin:end]
+    rows = whole[: len(whole) // SECTOR * SECTOR].reshape(-1, SECTOR)[:, :ZEROS]
+    for place in begin + SECTOR * np.flatnonzero(~rows.any(axis=1)):
+        number = int(np.argmax(place < offsets + sizes)) if (place < end) else -1
+        if offsets[number] <= place and place + ZEROS <= offsets[number] + sizes[number]:
+            return number  # samples of other tracks lie between: zeros there are none of ours
+    return -1
 
 
 def _is_cut(
@@ -172,21 +190,21 @@ def _is_cut(
     track: Track,
 ) -> bool:
     """Whether an edit list hides frames; one that makes up for the delay of B frames does not."""
-    at = _boxes(data, *edts)["elst"][0]
+    at = boxes(data, *edts)["elst"][0]
     version, count = data[at], int.from_bytes(data[at + 4 : at + 8], "big")
     if count != 1:
         return count != 0
     duration, start = struct.unpack_from(">Qq" if version else ">Ii", data, at + 8)
-    table = _boxes(data, *_boxes(data, *mdia["minf"])["stbl"])
+    table = boxes(data, *boxes(data, *mdia["minf"])["stbl"])
     delay = 0
     if "ctts" in table:
         delay = int.from_bytes(data[table["ctts"][0] + 12 : table["ctts"][0] + 16], "big")
-    head = _boxes(data, *moov)["mvhd"][0]
-    shown = duration / _time_scale(data, head) * track.fps
+    head = boxes(data, *moov)["mvhd"][0]
+    shown = duration / time_scale(data, head) * track.fps
     return not 0 <= start <= delay or shown < track.frames - 0.5
 
 
-def _time_scale(data: bytes, at: int) -> int:
+def time_scale(data: bytes, at: int) -> int:
     """Units a second, from the content of an `mvhd` or `mdhd`."""
     return int.from_bytes(data[at + 20 : at + 24] if data[at] else data[at + 12 : at + 16], "big")
 
@@ -195,7 +213,7 @@ def _rate(
     data: bytes, mdia: dict[str, tuple[int, int]], table: dict[str, tuple[int, int]], frames: int
 ) -> float:
     """Frames per second from the samples' durations; 0 when the file does not say."""
-    scale = _time_scale(data, mdia["mdhd"][0])
+    scale = time_scale(data, mdia["mdhd"][0])
     at = table["stts"][0]
     count = int.from_bytes(data[at + 4 : at + 8], "big")
     runs = np.frombuffer(data, ">u4", 2 * count, at + 8).reshape(count, 2).astype(np.int64)

@@ -64,7 +64,6 @@ def episode_members(  # noqa: PLR0913 (all that a sample is made of)
         "text": episode.text,
         "source_file": recording.file,
         "source_sha256": episode.source_sha256,
-        "video_sha256": [hashlib.sha256(videos[camera]).hexdigest() for camera in videos],
         "extra": dict(episode.extra),
     }
     if episode.command_problem:

@@ -123,7 +123,7 @@ def _write(plan: Plan, where: Storage, engine: Engine, *, strict: bool) -> tuple
         )
     # Few shards are shared out among threads, so that the last one does not keep one core alone.
     processes = min(engine.workers, len(todo) // 2)
-    threads = -(-engine.workers // max(1, processes))
+    threads = max(2, -(-engine.workers // max(1, processes)))
     with progress_bar() as progress:
         done = sum(len(jobs[i].looks) for i in results)
         total = sum(len(job.looks) for job in jobs)
