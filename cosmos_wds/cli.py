@@ -8,11 +8,13 @@ import errno
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from cosmos_wds import __version__
+from cosmos_wds.cli_download import Changes, download
+from cosmos_wds.cli_shard import shard
 from cosmos_wds.cli_tools import tools
 from cosmos_wds.errors import ConfigError, UserError
 
@@ -39,16 +41,6 @@ REFUSALS = {
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
 }
 """What a disk may refuse, told in one line; any other OSError keeps its traceback."""
-
-Changes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="SECTION.KEY=VALUE",
-        help="Overrule one setting of the file; may be repeated.",
-        show_default=False,
-    ),
-]
 
 
 def main() -> None:
@@ -107,78 +99,24 @@ def cosmos_wds(
     """From robot videos with actions to a world model that you can drive."""
 
 
-@app.command(
+app.command(
     epilog=_examples(
         "cosmos-wds download",
+        "cosmos-wds download bridge --mirror --split train,val --episodes 100",
         "cosmos-wds download demo --set generate.train=20",
         "cosmos-wds download cosmos-predict1-7b-video2world",
     )
-)
-def download(
-    name: Annotated[
-        str,
-        typer.Argument(help="A pipeline: bridge, demo, or a file of yours; or NVIDIA's weights."),
-    ] = "bridge",
-    changes: Changes = None,
-) -> None:
-    """Fetch a data set and the weights that belong to it; demo is generated here.
-
-    Goes on where it stopped, and does nothing when everything is there.
-
-    NAME@REVISION pins weights to a commit, tag or branch.
-    """
-    from cosmos_wds.sources.fetch import fetch_named
-
-    _show(fetch_named(name, changes or ()))
+)(download)
 
 
-@app.command(
+app.command(
     epilog=_examples(
         "cosmos-wds shard",
         "cosmos-wds shard my/recordings my/shards --workers 4",
         "cosmos-wds shard my/recordings s3://bucket/shards --engine ray --dry-run",
+        "cosmos-wds shard --latents my/shards my/latents --tokenizer cosmos-tiny",
     )
-)
-def shard(  # noqa: PLR0913 (a command's options are its arguments)
-    source: Annotated[
-        str | None, typer.Argument(help="Recordings, a folder or URL; the pipeline's if left out.")
-    ] = None,
-    shards: Annotated[
-        str | None, typer.Argument(help="Shards to write, a folder or URL; the pipeline's too.")
-    ] = None,
-    pipeline: Annotated[
-        str, typer.Option(help="A pipeline: bridge, demo, or a file of yours.")
-    ] = "bridge",
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at a bad episode instead of listing it.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be made, and write nothing.")
-    ] = False,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes; every core if left out.", show_default=False)
-    ] = None,
-    engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="Who works: this machine, or a Ray cluster.")
-    ] = "local",
-    changes: Changes = None,
-) -> None:
-    """Write recordings as tar shards with an index.
-
-    Goes on where it stopped. Bad episodes are told and listed in rejected.jsonl.
-    """
-    if (source is None) != (shards is None):
-        raise ConfigError(f"shard {source}: name the folder of shards too, or neither of the two")
-    from cosmos_wds.config import override
-    from cosmos_wds.pipeline import load_pipeline
-    from cosmos_wds.prepare import shard as write_shards
-    from cosmos_wds.prepare.engines import local_engine, ray_engine
-
-    paths = {"source.path": source, "shards.path": shards, "shards.workers": workers}
-    given = [override(key, value) for key, value in paths.items() if value is not None]
-    settings = load_pipeline(pipeline, [*(changes or ()), *given])
-    who = ray_engine() if engine == "ray" else local_engine(settings.shards.workers)
-    _show(write_shards(settings, strict=strict, engine=who, dry_run=dry_run))
+)(shard)
 
 
 @app.command(

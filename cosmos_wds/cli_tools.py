@@ -4,10 +4,28 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from typer.core import TyperGroup
+
+
+class PathOrCommand(TyperGroup):
+    """A group whose first word, where it is none of its commands, belongs to its first command."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        first = next(iter(self.commands))
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = [first, *args]
+        return super().parse_args(ctx, args)
+
 
 tools = typer.Typer(rich_markup_mode="rich")
 inspect = typer.Typer(
-    help="Look at what a model is made of.", no_args_is_help=True, rich_markup_mode="rich"
+    cls=PathOrCommand,
+    help="Look at shards, or at what a model is made of.\n\n"
+    "`inspect PATH` is short for `inspect shards PATH`.",
+    epilog="Examples:\n\ncosmos-wds inspect my/shards --html\n\n"
+    "cosmos-wds inspect my/shards --verify\n\ncosmos-wds inspect model cosmos-predict1-7b",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
 )
 bench = typer.Typer(
     help="Measure this machine's speed.", no_args_is_help=True, rich_markup_mode="rich"
@@ -19,6 +37,50 @@ Preset = Annotated[
     Literal["ours", "reference"],
     typer.Option(help="How bridge (ours) or bridge_reference builds a size's network."),
 ]
+
+
+@inspect.command(
+    "shards",
+    epilog="Examples:\n\ncosmos-wds inspect my/shards\n\ncosmos-wds inspect my/shards --html\n\n"
+    "cosmos-wds inspect my/shards --verify",
+)
+def inspect_shards(  # noqa: PLR0913 (a command's options are its arguments)
+    path: Annotated[str, typer.Argument(help="Folder of shards; ./model for one called model.")],
+    html: Annotated[
+        bool, typer.Option("--html", help="Write a page with playing episodes too.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read everything again and tell every problem.")
+    ] = False,
+    episodes: Annotated[
+        int, typer.Option(min=1, help="Of each split, on the sheet and the page.")
+    ] = 4,
+    output: Annotated[Path, typer.Option(help="Folder of the sheet and the page.")] = Path(
+        "outputs/inspect"
+    ),
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that verify; 0 uses every core.")
+    ] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+) -> None:
+    """Totals, pictures, texts, action contract and statistics of shards; and a contact sheet.
+
+    With --verify, exit code 1 says that something is not in order.
+    """
+    from cosmos_wds.inspection.look import InspectRequest
+    from cosmos_wds.inspection.look import inspect as look
+
+    look(
+        InspectRequest(
+            path=path,
+            output=output,
+            html=html,
+            verify=verify,
+            json=json,
+            episodes=episodes,
+            workers=workers,
+        )
+    )
 
 
 @inspect.command(

@@ -5,9 +5,12 @@ wording, the near-miss suggestion, and that all problems come at once.
 """
 
 import difflib
+import importlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -175,6 +178,50 @@ def _values(settings: Settings) -> list[str]:
         if isinstance(section, Settings):
             problems += [f"[{name}] {line}" for line in section.problems()]
     return problems
+
+
+def import_function(name: str, what: str) -> Callable[..., Any]:
+    """Import `module:function`; `what` names the setting in errors.
+
+    The working folder is looked in first, but only while the module is imported: what the function
+    itself imports later must be installed. Raises ConfigError when there is no such function.
+    """
+    module, _, function = name.partition(":")
+    try:
+        with _working_folder_importable():
+            found = getattr(importlib.import_module(module), function, None)
+    except ImportError as error:
+        raise ConfigError(
+            f"{what} {name!r}: {module} cannot be imported: {first_line(error)}; start in the "
+            "folder that holds it, or install it"
+        ) from error
+    except Exception as error:  # a module may raise anything
+        raise ConfigError(
+            f"{what} {name!r}: {module} fails as it is imported: {type(error).__name__}: "
+            f"{first_line(error)}; mend it, `python -c 'import {module}'` shows where"
+        ) from error
+    if not callable(found):
+        kind = "" if found is None else f", only a value of type {type(found).__name__}"
+        raise ConfigError(f"{what} {name!r}: {module} has no function {function}{kind}")
+    checked: Callable[..., Any] = found
+    return checked
+
+
+@contextmanager
+def _working_folder_importable() -> Iterator[None]:
+    """Put the working folder first on Python's path, where an installed script does not have it."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the module may have taken it away
+            sys.path.remove(here)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 def dump(settings: Settings) -> str:

@@ -7,7 +7,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from cosmos_wds.config import Settings, apply_overrides, find_toml, parse, read_table
+from cosmos_wds.config import (
+    Settings,
+    apply_overrides,
+    at_least,
+    find_toml,
+    parse,
+    read_table,
+)
 
 SOURCE_KINDS = ("bridge", "demo", "lerobot", "webdataset")
 POSE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
@@ -18,7 +25,18 @@ class DownloadSettings(Settings):
     """Where the recordings come from. `demo` sources are generated, not fetched."""
 
     url: str = ""
-    """A .tar or .tar.gz archive."""
+    """A .tar or .tar.gz archive: an http(s) address, a file on this disk, or on Hugging Face
+    hf://datasets/OWNER/NAME/FILE, there also in parts named FILE.sfpart_aa, FILE.sfpart_ab, ..."""
+    mirror: str = ""
+    """The same archive elsewhere, for when `url` does not answer."""
+    prefer: Literal["url", "mirror"] = "url"
+    evaluation: str = ""
+    """An archive beside `url` and `mirror`, with what belongs to the published evaluation."""
+    archive: Literal["recordings", "evaluation"] = "recordings"
+    splits: tuple[str, ...] = ()
+    """Take only episodes of these splits; empty takes all that the archive holds."""
+    episodes: int = 0
+    """Take up to so many of each split, those that come first; 0 takes all."""
     strip: str = ""
     """Folder inside the archive whose content becomes the source folder."""
     bytes: int = 0
@@ -28,6 +46,13 @@ class DownloadSettings(Settings):
     """Hugging Face repositories of model weights that belong to this job: OWNER/NAME, or
     OWNER/NAME@REVISION to pin a commit, tag or branch."""
     weights_to: str = "checkpoints"
+
+    def problems(self) -> Iterator[str]:
+        yield from at_least(self, episodes=0)
+        if self.archive == "evaluation" and not self.evaluation:
+            yield "archive = 'evaluation': there is none; name it in `evaluation`"
+        if self.archive == "evaluation" and (self.splits or self.episodes):
+            yield "splits, episodes: the evaluation archive has no episodes to choose from"
 
 
 class GenerateSettings(Settings):
@@ -62,6 +87,37 @@ class SourceSettings(Settings):
             near = difflib.get_close_matches(self.kind, SOURCE_KINDS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(SOURCE_KINDS)}"
             yield f"kind = {self.kind!r}: {hint}; or MODULE:FUNCTION"
+
+
+class LerobotSettings(Settings):
+    """What to take of a LeRobot data set (`lerobot` only)."""
+
+    state: tuple[str, ...] = ("observation.state",)
+    """Features that are joined to the state."""
+    action: tuple[str, ...] = ("action",)
+    """Features that are joined to the recorded action."""
+    pose: tuple[str | int, ...] = ()
+    """Which dimensions of the state are x y z roll pitch yaw gripper, by name or number; found by
+    their names when left out."""
+    gripper_closed: float = 0.0
+    """The state's value for a closed gripper; it becomes 0."""
+    gripper_open: float = 1.0
+    cameras: tuple[str, ...] = ()
+    """Video features, camera 0 first; all in the order of info.json when left out."""
+    val_every: int = 0
+    """Every so many-th episode of `train` goes to `val`, if there is no such split; 0: none."""
+    tolerance: float = 1e-4
+    """Seconds that a frame may be shown before or after its row's time."""
+
+    def problems(self) -> Iterator[str]:
+        if self.pose and len(self.pose) != len(POSE_NAMES):
+            yield f"pose = {list(self.pose)}: seven, for {' '.join(POSE_NAMES)}"
+        if self.gripper_closed == self.gripper_open:
+            yield f"gripper_open = {self.gripper_open}: must differ from gripper_closed"
+        if self.val_every < 0:
+            yield f"val_every = {self.val_every}: must be 0 or more"
+        if self.tolerance <= 0:
+            yield f"tolerance = {self.tolerance}: must be above zero"
 
 
 class ActionSettings(Settings):
@@ -139,6 +195,28 @@ class ShardSettings(Settings):
             yield f"megabytes = {self.megabytes} (1 or more), workers = {self.workers} (0 or more)"
 
 
+class LatentSettings(Settings):
+    """A set of latents, encoded once from the shard set (`shard --latents`)."""
+
+    path: str = "data/bridge/latents"
+    tokenizer: str = "checkpoints/Cosmos-Tokenize1-CV8x8x8-720p"
+    """A folder of NVIDIA's or diffusers' files; or the embedded tokenizer of a run, of an export or
+    of weights that ship with the package (cosmos-tiny)."""
+    height: int = 256
+    """Rows of pixels that are encoded; [window] height and width of the recipes that will train."""
+    width: int = 320
+    camera: int = 0
+    batch: int = 8
+    """Frames of an episode that are encoded together; fewer need less memory."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` and `cuda`: a process for each GPU; without GPUs, `auto` takes [shards] workers."""
+
+    def problems(self) -> Iterator[str]:
+        yield from at_least(self, height=1, width=1, camera=0, batch=1)
+        if not self.tokenizer:
+            yield "tokenizer is empty: name a folder, or cosmos-tiny"
+
+
 class Pipeline(Settings):
     """One data set: where it comes from, what its actions mean, which shards it becomes."""
 
@@ -146,9 +224,11 @@ class Pipeline(Settings):
     download: DownloadSettings = Field(default_factory=DownloadSettings)
     generate: GenerateSettings = Field(default_factory=GenerateSettings)
     source: SourceSettings = Field(default_factory=SourceSettings)
+    lerobot: LerobotSettings = Field(default_factory=LerobotSettings)
     actions: ActionSettings = Field(default_factory=ActionSettings)
     video: VideoSettings = Field(default_factory=VideoSettings)
     shards: ShardSettings = Field(default_factory=ShardSettings)
+    latents: LatentSettings = Field(default_factory=LatentSettings)
 
 
 def load_pipeline(name: str, overrides: Sequence[str] = ()) -> Pipeline:

@@ -28,6 +28,8 @@ def parse(line):
     assert words[0] in ("cosmos-wds", "cosmos_wds"), line
     command, name, rest = get_command(app).commands[words[1]], words[1], words[2:]
     while hasattr(command, "commands"):  # a group: inspect model, bench model
+        if name == "inspect" and rest[0] not in command.commands:
+            rest = ["shards", *rest]
         command, name, rest = command.commands[rest[0]], f"{name} {rest[0]}", rest[1:]
     return name, command.make_context(name, rest).params
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cosmos_wds.data.video import write_video
+from tests.object_store import s3_bucket
 
 
 def moving_frames(frames, height, width, seed=0):
@@ -80,3 +81,10 @@ def tiny_bridge():
         return Path(root)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """s3://BUCKET on a server of this machine; give each test a prefix of its own."""
+    with s3_bucket() as url:
+        yield url

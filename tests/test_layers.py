@@ -15,16 +15,18 @@ LONGEST = 300
 
 LAYERS = [
     {"errors"},
-    {"config", "console"},
+    {"config", "console", "page"},
     {"sizes"},
     {"recipe", "pipeline"},
     {"data", "model"},
     {"sources", "diffusion"},
+    {"inspection"},
     {"prepare"},
     {"train"},
     {"rollout"},
     {"demo"},
-    {"cli_tools"},
+    {"cli_tools", "cli_download"},
+    {"cli_shard"},
     {"cli"},
     {"__main__"},
 ]
@@ -35,7 +37,7 @@ SISTERS = {"recipe": {"pipeline"}, "data": {"model"}, "model": {"data"}, "source
 
 LIGHT = (
     *("__init__", "__main__", "errors", "config", "console"),
-    *("sizes", "recipe", "pipeline", "cli", "cli_tools"),
+    *("sizes", "recipe", "pipeline", "cli", "cli_tools", "cli_download", "cli_shard"),
 )
 """Modules that a typo on the command line goes through: no torch, so that it is told at once."""
 

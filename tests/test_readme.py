@@ -41,7 +41,7 @@ def test_settings_and_options_in_sentences_exist():
         check(f"cosmos-wds {command} --set '{setting}'")
     options = set(re.findall(r"`(?:cosmos-wds )?(?:\w+ )?(--[a-z]+)", README)) - {"--help", "--set"}
     assert options
-    commands = ("shard", "infer", "export x", "bench model x")
+    commands = ("shard", "infer", "export x", "bench model x", "inspect x")
     known = {f"--{key}" for words in commands for key in parse(f"cosmos-wds {words}")[1]}
     assert options <= known
 

@@ -158,7 +158,7 @@ def test_a_problem_is_told_with_its_place_and_rule(tmp_path, text, told):
     ("text", "told"),
     [
         ("[source]\nkind = 'lerbot'", "[source] kind = 'lerbot': "),
-        ("[actions]\nscale = [20, 20]", "seven numbers above zero"),
+        ("[actions]\nscale = [20, 20]", "7 numbers above zero"),
         ("[actions]\nsignal = 'command'\naccumulate = true", 'needs signal = "state"'),
         ("[generate]\ntrain = 0\nval = 0", "at least one episode"),
         ("[shards]\nmegabytes = 0", "megabytes = 0 (1 or more)"),

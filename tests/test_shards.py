@@ -188,6 +188,24 @@ def test_webdataset_and_tar_read_them(small, tmp_path):
             assert member.mode == 0o644
 
 
+def test_hugging_face_datasets_reads_them(small, tmp_path):
+    datasets = pytest.importorskip("datasets", reason="pip install datasets")
+    raw, shards = small
+    files = {"train": str(shards / "train-*.tar"), "validation": str(shards / "val-*.tar")}
+    found = datasets.load_dataset(
+        "webdataset", data_files=files, split="train", cache_dir=str(tmp_path), streaming=True
+    )
+    for column in ("mp4", "1.mp4"):
+        found = found.cast_column(column, datasets.Video(decode=False))
+    samples = list(found)
+    assert [s["__key__"] for s in samples] == [f"train_{i}" for i in range(12)]
+    for i, sample in enumerate(samples):
+        assert sample["mp4"]["bytes"] == (raw / f"videos/train/{i}/rgb.mp4").read_bytes()
+        assert sample["1.mp4"]["bytes"] == (raw / f"videos/train/{i}/rgb1.mp4").read_bytes()
+        assert sample["json"]["id"] == f"train-{i}"
+        assert np.shape(sample["action.npy"]) == (7, 7) == np.shape(sample["state.npy"][1:])
+
+
 # Keys and headers
 
 

@@ -15,8 +15,8 @@ from cosmos_wds.errors import CheckpointError, ConfigError
 from cosmos_wds.model.tokenizer_diffusers import load_autoencoder
 from cosmos_wds.model.tokenizer_patch import PatchTokenizer
 from cosmos_wds.model.tokenizer_torchscript import load_torchscript
+from cosmos_wds.model.tokenizers import load_tokenizer
 from cosmos_wds.recipe import TokenizerSettings, recipe_from_table
-from cosmos_wds.train.run import load_tokenizer
 from tests.golden_vectors import read_golden
 
 

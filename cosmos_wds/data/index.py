@@ -49,6 +49,33 @@ class EpisodeRow:
         return json.dumps(vars(self), separators=(",", ":"))
 
 
+@dataclass(frozen=True)
+class LatentFormat:
+    """What the latents of a set are, and what they were made of: `latents` in index.json."""
+
+    tokenizer: str
+    """Its kind, as a recipe's [tokenizer] names it."""
+    digest: str
+    """The tokenizer's: latents fit no other one."""
+    shards: str
+    """`ShardIndex.digest` of the set that was encoded."""
+    camera: int
+    height: int
+    """Rows of pixels that were encoded."""
+    width: int
+    shape: tuple[int, int, int]
+    """(C, h, w) of one frame."""
+    batch: int
+    """Frames that were encoded together."""
+    dtype: str = "float16"
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> "LatentFormat":
+        """From index.json. Raises KeyError, TypeError for what it is not."""
+        channels, height, width = table["shape"]
+        return cls(**{**table, "shape": (channels, height, width)})
+
+
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
     """The content of index.json: `table` holds it all, the fields what readers need."""
@@ -57,6 +84,8 @@ class ShardIndex:
     contract: ActionContract
     splits: Mapping[str, tuple[ShardFile, ...]]
     table: Mapping[str, Any]
+    latents: LatentFormat | None = None
+    """Of a set that holds latents instead of videos."""
 
     @classmethod
     def read(cls, place: Path | str | Storage) -> "ShardIndex":
@@ -80,9 +109,10 @@ class ShardIndex:
                 name: tuple(ShardFile(**shard) for shard in split["shards"])
                 for name, split in table["splits"].items()
             }
+            latents = LatentFormat.from_dict(table["latents"]) if "latents" in table else None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{name}: not an index of shards: {error!r}") from None
-        return cls(where, contract, splits, table)
+        return cls(where, contract, splits, table, latents)
 
     @cached_property
     def digest(self) -> str:
@@ -161,6 +191,11 @@ class SplitIndex:
         except ValueError as error:
             raise DataError(f"{self.name(row, 'json')}: not JSON: {error}") from None
         return found
+
+
+def video_member(camera: int) -> str:
+    """The name, without its key, of a camera's video."""
+    return f"{camera}.mp4" if camera else "mp4"
 
 
 def read_member(where: Storage, row: EpisodeRow, member: str) -> bytes:

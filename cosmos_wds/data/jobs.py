@@ -6,9 +6,8 @@ under its final name with the note of its rows beside it.
 
 import hashlib
 import json
-from collections import deque
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,7 @@ from cosmos_wds.data.looks import Look, Rejected
 from cosmos_wds.data.samples import Facts, Sample, make_sample
 from cosmos_wds.data.shards import ShardWriter, array_bytes, episode_key
 from cosmos_wds.data.storage import Storage
-from cosmos_wds.data.workers import Tick
+from cosmos_wds.data.workers import Tick, ahead
 from cosmos_wds.errors import DataError
 from cosmos_wds.pipeline import VideoSettings
 
@@ -28,17 +27,14 @@ MEASURED = 16  # one episode of so many tells what encoding again costs
 UNFINISHED = ".unfinished"  # folder of notes and temporary files, gone when the set is whole
 
 
-@dataclass(frozen=True)
-class ShardJob:
-    """One shard to write: which recordings, under which contract, and to where."""
+@dataclass(frozen=True, kw_only=True)
+class Job(ABC):
+    """One shard to write, whatever it is made of: under which contract, and to where."""
 
-    source: Source
     contract: ActionContract
     storage: Storage
     split: str
     number: int
-    looks: tuple[Look, ...]
-    video: VideoSettings = VideoSettings()
     threads: int = 2
     strict: bool = False
 
@@ -57,11 +53,59 @@ class ShardJob:
         return f"{UNFINISHED}/{self.name}.actions.npy"
 
     @property
+    @abstractmethod
     def digest(self) -> str:
         """Changes with everything that the shard's bytes depend on."""
+
+    @property
+    @abstractmethod
+    def frames(self) -> int:
+        """Of all its episodes."""
+
+    @property
+    @abstractmethod
+    def sizes(self) -> tuple[int, ...]:
+        """About how many bytes of the tar each episode will take."""
+
+    @abstractmethod
+    def sample(self, place: int) -> Sample | Rejected:
+        """Its episode at a place, as `samples` has it."""
+
+    @abstractmethod
+    def samples(self) -> Iterator[Sample | Rejected]:
+        """Its episodes in order; threads read a little ahead, while the disk or a hash works."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardJob(Job):
+    """One shard of recordings."""
+
+    source: Source
+    looks: tuple[Look, ...]
+    video: VideoSettings = VideoSettings()
+
+    @property
+    def digest(self) -> str:
         words = [str(FORMAT), self.contract.digest, repr(self.video)]
         words += [f"{look.recording.file} {look.digest}" for look in self.looks]
         return hashlib.sha256("\n".join(words).encode("utf-8", "backslashreplace")).hexdigest()
+
+    @property
+    def frames(self) -> int:
+        return sum(look.frames for look in self.looks)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(look.bytes for look in self.looks)
+
+    def sample(self, place: int) -> Sample | Rejected:
+        look = self.looks[place]
+        key = episode_key(self.split, look.recording.name)
+        measured = place % MEASURED == 0
+        return make_sample(self.source, self.contract, self.video, look, key, measured=measured)
+
+    def samples(self) -> Iterator[Sample | Rejected]:
+        return ahead(self.sample, range(len(self.looks)), threads=self.threads)
 
 
 @dataclass(frozen=True)
@@ -79,7 +123,7 @@ def shard_name(split: str, number: int) -> str:
     return f"{split}-{number:06d}.tar"
 
 
-def finished_shard(job: ShardJob) -> ShardResult | None:
+def finished_shard(job: Job) -> ShardResult | None:
     """The job's result where an earlier run has left it whole, and for these very recordings."""
     try:
         note = json.loads(job.storage.read(job.note))
@@ -106,12 +150,12 @@ def _is_in_place(storage: Storage, result: ShardResult) -> bool:
     return head.startswith(result.rows[0].key + ".")
 
 
-def shard_actions(job: ShardJob) -> np.ndarray:
+def shard_actions(job: Job) -> np.ndarray:
     """(N, A) actions of a finished shard's episodes, one after the other."""
     return load_array(job.storage.read(job.actions), job.storage.name(job.actions))
 
 
-def write_shard(job: ShardJob, tick: Tick) -> ShardResult:
+def write_shard(job: Job, tick: Tick) -> ShardResult:
     """Write one shard: all or nothing under its name. What is bad in it is left out and told.
 
     Raises DataError at a bad episode when the job is strict, or when nothing can be written.
@@ -122,7 +166,7 @@ def write_shard(job: ShardJob, tick: Tick) -> ShardResult:
     actions = [np.zeros((0, len(job.contract.names)), np.float32)]
     with job.storage.writing(job.name) as file:
         writer = ShardWriter(file)
-        for sample in _samples(job):
+        for sample in job.samples():
             if isinstance(sample, Rejected):
                 if job.strict:
                     raise DataError(f"{sample.file}: {sample.reason}")
@@ -145,25 +189,3 @@ def write_shard(job: ShardJob, tick: Tick) -> ShardResult:
     if not rows:
         job.storage.remove(job.name)
     return result
-
-
-def _samples(job: ShardJob) -> Iterator[Sample | Rejected]:
-    """The job's episodes in order; threads read a little ahead, while the disk or a hash works."""
-    with ThreadPoolExecutor(job.threads) as pool:
-        running: deque[Future[Sample | Rejected]] = deque()
-        try:
-            for place in range(len(job.looks)):
-                running.append(pool.submit(_sample, job, place))
-                if len(running) > 2 * job.threads:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _sample(job: ShardJob, place: int) -> Sample | Rejected:
-    look = job.looks[place]
-    key = episode_key(job.split, look.recording.name)
-    measured = place % MEASURED == 0
-    return make_sample(job.source, job.contract, job.video, look, key, measured=measured)

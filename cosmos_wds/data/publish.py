@@ -12,7 +12,7 @@ import numpy as np
 from cosmos_wds import __version__
 from cosmos_wds.data.actions import ActionContract
 from cosmos_wds.data.index import FORMAT, INDEX_NAME
-from cosmos_wds.data.jobs import ShardJob, ShardResult, shard_actions, shard_name
+from cosmos_wds.data.jobs import Job, ShardResult, shard_actions, shard_name
 from cosmos_wds.data.judge import action_statistics, concerns
 from cosmos_wds.data.looks import Rejected
 from cosmos_wds.data.storage import Storage
@@ -20,7 +20,7 @@ from cosmos_wds.errors import DataError
 from cosmos_wds.pipeline import VideoSettings
 
 REJECTED_NAME = "rejected.jsonl"
-Done = Sequence[tuple[ShardJob, ShardResult]]
+Done = Sequence[tuple[Job, ShardResult]]
 
 
 def publish(
@@ -43,12 +43,9 @@ def publish(
             f"{where}: no episode can be used; the first of {len(rejected)} rejected: "
             f"{rejected[0].file}: {rejected[0].reason}; all are in {where.name(REJECTED_NAME)}"
         )
-    actions = [shard_actions(job) for job, _ in done]
     first = done[0][0].split
-    of_first = [a for a, (job, _) in zip(actions, done, strict=True) if job.split == first]
-    facts = [fact for _, result in done for fact in result.facts]
-    statistics = action_statistics(np.concatenate(of_first), contract)
-    doubts = list(concerns(facts, np.concatenate(actions), contract))
+    actions = [shard_actions(job) for job, _ in done if job.split == first]
+    statistics = action_statistics(np.concatenate(actions), contract)
     done = _renumbered(where, done)
     splits = {}
     for split in dict.fromkeys(job.split for job, _ in done):
@@ -60,8 +57,6 @@ def publish(
         "tool": f"cosmos-wds {__version__}",
         "contract": contract.to_dict(),
         "statistics": {"split": first, **statistics},
-        "concerns": doubts,
-        "video": _video(done, done[0][0].video),
         **about,
         "totals": {
             **{key: sum(total[key] for total in totals) for key in totals[0]},
@@ -73,7 +68,14 @@ def publish(
     return table
 
 
-def _video(done: Done, settings: VideoSettings) -> dict[str, Any]:
+def doubts(done: Done, contract: ActionContract) -> list[str]:
+    """What looks wrong in finished shards of recordings."""
+    facts = [fact for _, result in done for fact in result.facts]
+    actions = [shard_actions(job) for job, result in done if result.rows]
+    return list(concerns(facts, np.concatenate(actions), contract)) if facts else []
+
+
+def video_entry(done: Done, settings: VideoSettings) -> dict[str, Any]:
     """What became of the videos, and what it cost where they were encoded again."""
     if not settings.encodes:
         return {"encoding": "the source's, byte for byte"}

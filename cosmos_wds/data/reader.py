@@ -10,7 +10,7 @@ from itertools import chain
 
 import numpy as np
 
-from cosmos_wds.data.index import SplitIndex
+from cosmos_wds.data.index import SplitIndex, video_member
 from cosmos_wds.data.plan import Plan
 from cosmos_wds.data.video import decode, resize
 from cosmos_wds.errors import DataError
@@ -47,7 +47,7 @@ class Mp4Reader:
     def read(self, row: int) -> Decoded:
         """Decode and resize one episode. Raises DataError naming shard and key."""
         window, episode = self.window, self.index.rows[row]
-        member = f"{window.camera}.mp4" if window.camera else "mp4"
+        member = video_member(window.camera)
         if member not in episode.members:
             shard = self.index.storage.name(episode.shard)
             raise DataError(

@@ -12,6 +12,7 @@ from cosmos_wds.errors import ConfigError, DataError
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 """Protocols whose library comes with an extra of ours."""
+OBJECT_STORES = {*EXTRAS, "az", "abfs", "abfss", "adl", "oci", "r2", "hf"}
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,12 @@ class RemoteStorage:
             yield opened  # type: ignore[misc]
             opened.flush()
             with self._asking(file, "written") as (system, path):
+                self._make_folder(system, path)
                 system.put_file(opened.name, path)
 
     def write(self, file: str, content: bytes) -> None:
         with self._asking(file, "written") as (system, path):
-            system.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._make_folder(system, path)
             system.pipe_file(path, content)
 
     def move(self, old: str, new: str) -> None:
@@ -96,6 +98,11 @@ class RemoteStorage:
     @contextmanager
     def claimed(self, folder: str) -> Iterator[None]:  # noqa: ARG002 (nobody can lock an object)
         yield
+
+    def _make_folder(self, system: Any, path: str) -> None:
+        """Object stores have no folders, and a bucket of theirs is not ours to make."""
+        if self.url.partition("://")[0] not in OBJECT_STORES:
+            system.makedirs(path.rpartition("/")[0], exist_ok=True)
 
     @contextmanager
     def _asking(self, file: str, what: str = "read") -> Iterator[tuple[Any, str]]:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cosmos_wds.data.episode import Episode, Recording
-from cosmos_wds.data.index import BLOCK
+from cosmos_wds.data.index import BLOCK, video_member
 from cosmos_wds.data.video import VideoFacts
 from cosmos_wds.errors import DataError
 
@@ -51,7 +51,7 @@ def episode_members(  # noqa: PLR0913 (all that a sample is made of)
     fps: float,
 ) -> dict[str, bytes]:
     """Name without key -> content, in the order of the tar. `facts` are the first camera's."""
-    video_members = {f"{camera}.mp4" if camera else "mp4": videos[camera] for camera in videos}
+    video_members = {video_member(camera): videos[camera] for camera in videos}
     about: dict[str, Any] = {
         "id": episode.id,
         "split": recording.split,
@@ -82,7 +82,12 @@ def estimated_bytes(episode: Episode, video_bytes: Sequence[int]) -> int:
     about = len(json.dumps(words)) + 900 + 100 * len(video_bytes)
     widths = episode.state.shape[1] + (0 if episode.command is None else episode.command.shape[1])
     arrays = 512 + 4 * len(episode.state) * max(widths, 14)
-    return sum(BLOCK + _padded(size) for size in (*video_bytes, arrays, BLOCK, about))
+    return sum(map(stored_bytes, (*video_bytes, arrays, BLOCK, about)))
+
+
+def stored_bytes(size: int) -> int:
+    """What a member of `size` bytes takes of a tar."""
+    return BLOCK + _padded(size)
 
 
 class ShardWriter:

@@ -7,16 +7,19 @@ is put in one piece.
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from cosmos_wds.config import write_bytes
 from cosmos_wds.data.lock import try_lock
 from cosmos_wds.errors import DataError
 
 TEMPORARY = ".tmp"
+FLUSH_SECONDS = 0.25
 
 
 class Storage(Protocol):
@@ -151,7 +154,8 @@ class LocalStorage:
         temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
         try:
             with open(temporary, "wb") as opened:
-                yield opened
+                with _flushed_meanwhile(opened):
+                    yield opened
                 opened.flush()
                 os.fsync(opened.fileno())
             os.replace(temporary, path)
@@ -159,8 +163,7 @@ class LocalStorage:
             temporary.unlink(missing_ok=True)
 
     def write(self, file: str, content: bytes) -> None:
-        with self.writing(file) as opened:
-            opened.write(content)
+        write_bytes(self.root / file, content)
 
     def move(self, old: str, new: str) -> None:
         os.replace(self.root / old, self.root / new)
@@ -184,7 +187,29 @@ class LocalStorage:
                 is_same = lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())
                 if not is_same:
                     continue  # the run that held it has just finished, and removed it
-                for leftover in [*work.glob(f".*{TEMPORARY}"), *self.root.glob(f".*{TEMPORARY}")]:
-                    leftover.unlink()
+                self._sweep(work)  # what killed runs have left
                 yield
+                self._sweep(work)  # and lost workers of this one
                 return
+
+    def _sweep(self, work: Path) -> None:
+        for leftover in [*work.glob(f".*{TEMPORARY}"), *self.root.glob(f".*{TEMPORARY}")]:
+            leftover.unlink()
+
+
+@contextmanager
+def _flushed_meanwhile(file: BinaryIO) -> Iterator[None]:
+    """Have the disk write while more is coming, so that the last fsync has little to wait for."""
+    ended = threading.Event()
+
+    def flush() -> None:
+        while not ended.wait(FLUSH_SECONDS):
+            os.fdatasync(file.fileno())
+
+    thread = threading.Thread(target=flush, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

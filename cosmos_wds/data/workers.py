@@ -4,12 +4,20 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
+from cosmos_wds.data.memory import keep_freed_memory
 from cosmos_wds.errors import UserError
 
 J = TypeVar("J")
@@ -43,10 +51,10 @@ def run_jobs(
             yield place, function(job, lambda: on_progress(1))
         return
     context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
+    counter, begun = context.Value("q", 0), context.Value("q", 0)
     # Processes leave as soon as the other end closes: when we say so, or when we are killed.
     watched, held = context.Pipe(duplex=False)
-    initargs = (watched, counter)
+    initargs = (watched, counter, begun)
     pool = ProcessPoolExecutor(min(processes, len(jobs)), context, _begin, initargs)
     try:
         waiting = {pool.submit(_call, function, job): place for place, job in enumerate(jobs)}
@@ -61,6 +69,21 @@ def run_jobs(
         held.close()
         pool.shutdown(wait=True, cancel_futures=True)
         watched.close()
+
+
+def ahead(function: Callable[[J], R], jobs: Iterable[J], *, threads: int) -> Iterator[R]:
+    """Yield results in the order of `jobs`; threads work a little ahead of whoever takes them."""
+    with ThreadPoolExecutor(threads) as pool:
+        running: deque[Future[R]] = deque()
+        try:
+            for job in jobs:
+                running.append(pool.submit(function, job))
+                if len(running) > 2 * threads:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _Watch:
@@ -86,11 +109,20 @@ def _result(future: "Future[R]") -> R:
 
 
 _counter: Any = None  # of this worker process, set once when it begins
+_number = 0
 
 
-def _begin(watched: Connection, counter: Any) -> None:
-    global _counter
+def worker_number() -> int:
+    """Which of the pool's processes this one is, from 0: each may have a GPU of its own."""
+    return _number
+
+
+def _begin(watched: Connection, counter: Any, begun: Any) -> None:
+    global _counter, _number
     _counter = counter
+    keep_freed_memory()
+    with begun.get_lock():
+        _number, begun.value = begun.value, begun.value + 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which closes the pipe
     threading.Thread(target=_leave_with_parent, args=(watched,), daemon=True).start()
 

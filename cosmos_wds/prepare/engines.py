@@ -26,6 +26,13 @@ class Engine(Protocol):
         """How many jobs run at once."""
         ...
 
+    def processes(self, jobs: int, each: int) -> int:
+        """How many processes do so many jobs, when one is worth `each` of them; 0: this one does.
+
+        What `workers` it has beyond them may work as threads.
+        """
+        ...
+
     def run(
         self,
         function: Callable[[J, Tick], R],
@@ -46,6 +53,11 @@ class LocalEngine:
     """Processes of this machine."""
 
     workers: int
+    most: int | None = None
+    """Processes at most, where there are fewer GPUs than workers."""
+
+    def processes(self, jobs: int, each: int) -> int:
+        return min(self.workers, self.most or self.workers, jobs // each)
 
     def run(
         self,
@@ -55,7 +67,7 @@ class LocalEngine:
         on_progress: Callable[[int], None],
         each: int = 1,
     ) -> Iterator[tuple[int, R]]:
-        processes = min(self.workers, len(jobs) // each)
+        processes = self.processes(len(jobs), each)
         return run_jobs(function, jobs, processes=processes, on_progress=on_progress)
 
 
@@ -67,6 +79,9 @@ class RayEngine:
     """
 
     workers: int
+
+    def processes(self, jobs: int, each: int) -> int:
+        return min(self.workers, jobs // each)
 
     def run(
         self,

@@ -1,4 +1,4 @@
-"""Recordings -> shards.
+"""A plan -> a finished set: recordings -> shards, and in latents.py shards -> latents.
 
     plan      every recording is read once, without its videos; splits are cut into shards
     write     one job a shard, on all cores; finished shards of an earlier run are kept
@@ -9,16 +9,15 @@ A killed run leaves finished shards and DST/.unfinished; the same command goes o
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 
 from rich.markup import escape
 
 from cosmos_wds.console import progress_bar, say, warn
 from cosmos_wds.data.index import INDEX_NAME, ShardIndex
-from cosmos_wds.data.jobs import UNFINISHED, ShardJob, ShardResult, finished_shard, write_shard
+from cosmos_wds.data.jobs import UNFINISHED, Job, ShardResult, finished_shard, write_shard
 from cosmos_wds.data.looks import Rejected
 from cosmos_wds.data.publish import REJECTED_NAME, publish
 from cosmos_wds.data.storage import Storage, storage
@@ -29,7 +28,7 @@ from cosmos_wds.prepare.forecast import foresee
 from cosmos_wds.prepare.plan import Plan, make_plan
 from cosmos_wds.prepare.summary import Summary
 
-Done = list[tuple[ShardJob, ShardResult]]
+Done = list[tuple[Job, ShardResult]]
 
 
 def shard(
@@ -45,10 +44,19 @@ def shard(
     `dry_run` nothing is written, and the summary is a forecast. Raises DataError for what cannot be
     read, written, or does not belong together.
     """
-    began = time.monotonic()
     engine = engine or local_engine(pipeline.shards.workers)
-    where = storage(pipeline.shards.path)
-    plan = make_plan(pipeline, engine)
+    where, plan = storage(pipeline.shards.path), make_plan(pipeline, engine)
+    return complete(plan, where, engine, strict=strict, dry_run=dry_run)
+
+
+def complete(
+    plan: Plan, where: Storage, engine: Engine, *, strict: bool = False, dry_run: bool = False
+) -> Summary:
+    """Write a planned set, or what is left of it; a finished one is left alone.
+
+    Raises DataError as `shard` does.
+    """
+    began = time.monotonic()
     if strict and plan.rejected:
         raise DataError(f"{plan.rejected[0].file}: {plan.rejected[0].reason}")
     if where.size(INDEX_NAME) >= 0:
@@ -75,24 +83,14 @@ def _told(summary: Summary) -> Summary:
 
 
 def _leave_alone(plan: Plan, where: Storage) -> Summary:
-    """A finished set of these recordings and settings needs nothing; any other is the user's."""
+    """A finished set of this input and these settings needs nothing; any other is the user's."""
     index = ShardIndex.read(where)
-    before = index.table.get("settings", {})
-    differences = [
-        f"{key} (was {before.get(key)}, is {value})"
-        for key, value in plan.settings.items()
-        if before.get(key) != value
-    ]
-    differences += [f"actions.{line}" for line in index.contract.differences(plan.contract)]
-    if index.table.get("source", {}).get("fingerprint") != plan.fingerprint:
-        episodes = index.table.get("source", {}).get("episodes")
-        differences.append(f"the recordings ({episodes} then, {len(plan.looks)} now, or changed)")
-    if differences:
+    if differences := plan.differences(index):
         raise DataError(
             f"{where}: holds finished shards that differ in {'; '.join(differences)}. Remove the "
-            "folder to make them anew, or give another one (shards.path)"
+            "folder to make them anew, or give another one"
         )
-    say(f"{escape(str(where))}: finished before, of the same recordings; nothing to do")
+    say(f"{escape(str(where))}: finished before, of the same input; nothing to do")
     where.remove(UNFINISHED)  # of a run killed in its last moment
     lines = where.read(REJECTED_NAME).splitlines()
     rejected = tuple(Rejected(**json.loads(line)) for line in lines)
@@ -116,36 +114,42 @@ def _write(plan: Plan, where: Storage, engine: Engine, *, strict: bool) -> tuple
     jobs = plan.jobs(where, strict=strict)
     results = {i: done for i, job in enumerate(jobs) if (done := finished_shard(job))}
     kept, todo = len(results), [i for i in range(len(jobs)) if i not in results]
-    wanted, free = sum(look.bytes for i in todo for look in jobs[i].looks), where.free
-    if free is not None and wanted > free and not plan.pipeline.video.encodes:
+    wanted, free = sum(sum(jobs[i].sizes) for i in todo), where.free
+    if free is not None and wanted > free and plan.knows_bytes:
         raise DataError(
             f"{where}: {wanted / 1e9:.2f} GB are to be written and {free / 1e9:.2f} GB are free"
         )
     # Few shards are shared out among threads, so that the last one does not keep one core alone.
-    processes = min(engine.workers, len(todo) // 2)
+    each = 2 if plan.is_threaded else 1
+    processes = engine.processes(len(todo), each)
     threads = max(2, -(-engine.workers // max(1, processes)))
-    with progress_bar() as progress:
-        done = sum(len(jobs[i].looks) for i in results)
-        total = sum(len(job.looks) for job in jobs)
-        task = progress.add_task("write shards", total=total, completed=done, note="")
-        advance = partial(progress.advance, task)
+    done = sum(len(jobs[i].sizes) for i in results)
+    with _progress(done, sum(len(job.sizes) for job in jobs)) as advance:
         work = [replace(jobs[i], threads=threads) for i in todo]
-        for place, result in engine.run(write_shard, work, on_progress=advance, each=2):
+        for place, result in engine.run(write_shard, work, on_progress=advance, each=each):
             results[todo[place]] = result
     return kept, [(jobs[i], results[i]) for i in sorted(results)]
 
 
+@contextmanager
+def _progress(done: int, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar of episodes, with how many come in a second."""
+    began, new = time.monotonic(), 0
+    with progress_bar() as progress:
+        task = progress.add_task("write shards", total=total, completed=done, note="")
+
+        def advance(episodes: int) -> None:
+            nonlocal new
+            new += episodes
+            rate = new / max(1e-3, time.monotonic() - began)
+            progress.update(task, advance=episodes, note=f"{rate:.1f} episodes/s")
+
+        yield advance
+
+
 def _publish(plan: Plan, where: Storage, done: Done) -> Summary:
-    bad = {(entry.split, entry.file): entry for entry in plan.rejected}
-    bad |= {(entry.split, entry.file): entry for _, result in done for entry in result.rejected}
-    places = [(look.recording.split, look.recording.file) for look in plan.looks]
-    rejected = tuple(bad[place] for place in places if place in bad)
-    source = {
-        "name": plan.pipeline.name,
-        "episodes": len(plan.looks),
-        "fingerprint": plan.fingerprint,
-    }
-    about = {"source": source, "settings": plan.settings}
+    rejected = plan.all_rejected(done)
+    about = plan.about(done)
     table = publish(where, done, plan.contract, rejected=rejected, about=about)
     for line in table["concerns"]:
         warn(escape(line))

@@ -19,13 +19,15 @@ class Summary:
     splits: Mapping[str, Mapping[str, int]]
     """Split -> episodes, frames, shards, bytes."""
     video: Mapping[str, Any]
-    """What became of the videos, as index.json has it."""
+    """What became of the videos, as index.json has it; nothing in a set of latents."""
     rejected: tuple[Rejected, ...]
     kept: int = 0
     """Shards that an earlier run had finished."""
     is_new: bool = True
     is_forecast: bool = False
     seconds: float = 0.0
+    latents: Mapping[str, Any] | None = None
+    """What index.json says of them, in a set of latents."""
 
     @classmethod
     def of(
@@ -33,7 +35,8 @@ class Summary:
     ) -> "Summary":
         """From what index.json says."""
         splits = {name: split["totals"] for name, split in table["splits"].items()}
-        return cls(where, splits, table["video"], rejected)
+        video, latents = table.get("video", {}), table.get("latents")
+        return cls(where, splits, video, rejected, latents=latents)
 
     def __str__(self) -> str:
         return str(self.where)
@@ -49,6 +52,11 @@ class Summary:
             yield (
                 f"videos encoded again: PSNR {loss['mean']:.1f} dB on the mean of "
                 f"{counted(loss['episodes'], 'episode')}, {loss['min']:.1f} dB at worst"
+            )
+        if latents := self.latents:
+            yield (
+                f"latents: {'x'.join(map(str, latents['shape']))} a frame, "
+                f"{latents['tokenizer']} tokenizer {latents['digest'][:16]}"
             )
         if self.kept:
             yield f"{counted(self.kept, 'shard')} kept from an earlier run"

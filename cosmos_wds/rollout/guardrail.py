@@ -14,15 +14,12 @@ NVIDIA's model licence asks that whoever removes its guardrail puts a similar on
 cosmos-wds contains none.
 """
 
-import importlib
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from cosmos_wds.config import first_line, import_function
 from cosmos_wds.console import warn
 from cosmos_wds.errors import ConfigError, UserError
 from cosmos_wds.recipe import MODULE_FUNCTION, WRITTEN_SO, Recipe
@@ -44,25 +41,7 @@ def load_guardrail(name: str) -> Guardrail | None:
         return None
     if not MODULE_FUNCTION.fullmatch(name):
         raise ConfigError(f"guardrail {name!r}: {WRITTEN_SO}")
-    module, _, function = name.partition(":")
-    try:
-        with _working_folder_importable():
-            found = getattr(importlib.import_module(module), function, None)
-    except ImportError as error:
-        raise ConfigError(
-            f"guardrail {name!r}: {module} cannot be imported: {_line(error)}; start in the folder "
-            "that holds it, or install it"
-        ) from error
-    except Exception as error:  # a module may raise anything
-        raise ConfigError(
-            f"guardrail {name!r}: {module} fails as it is imported: {type(error).__name__}: "
-            f"{_line(error)}; mend it, `python -c 'import {module}'` shows where"
-        ) from error
-    if not callable(found):
-        what = "" if found is None else f", only a value of type {type(found).__name__}"
-        raise ConfigError(f"guardrail {name!r}: {module} has no function {function}{what}")
-    checked: Guardrail = found
-    return checked
+    return import_function(name, "guardrail")
 
 
 def guarded(name: str, videos: np.ndarray) -> np.ndarray:
@@ -81,7 +60,7 @@ def guarded(name: str, videos: np.ndarray) -> np.ndarray:
         except Blocked as refusal:
             raise Blocked(
                 f"guardrail {name!r} refuses rollout {number}, nothing is shown: "
-                f"{_line(refusal) or 'it gives no reason'}"
+                f"{first_line(refusal) or 'it gives no reason'}"
             ) from None
         except Exception as error:
             raise RuntimeError(
@@ -106,20 +85,3 @@ def remind(recipe: Recipe) -> None:
             "this model descends from NVIDIA's weights and renders without a guardrail; their "
             "licence makes one your duty: --guardrail MODULE:FUNCTION (README, NVIDIA's weights)"
         )
-
-
-@contextmanager
-def _working_folder_importable() -> Iterator[None]:
-    """Put the working folder first on Python's path, where an installed script does not have it."""
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):  # the module may have taken it away
-            sys.path.remove(here)
-
-
-def _line(error: Exception) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip().splitlines() or [""])[0][:200]

@@ -3,7 +3,6 @@
 Nothing is loaded from elsewhere: style, charts, pictures and videos stand in the file itself.
 """
 
-import base64
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from html import escape
 from pathlib import Path
 
 from cosmos_wds.config import dump, write_text
+from cosmos_wds.page import data_url, html_page
 from cosmos_wds.rollout.charts import Line, line_chart
 from cosmos_wds.rollout.episodes import Evaluation
 from cosmos_wds.rollout.film import COLUMNS, films, strip
@@ -19,7 +19,6 @@ from cosmos_wds.rollout.metrics import Interval, StepRow, shown_steps, verdict, 
 from cosmos_wds.rollout.style import STYLE
 from cosmos_wds.train.run import LoadedRun
 
-POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 CURVES = (("true", "true actions"), ("other", "another episode's actions"), ("copy", "first frame"))
 
 
@@ -48,15 +47,7 @@ def write_report(
             _details(evaluation, run),
         ]
     )
-    page = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f'<link rel="icon" href="data:,">\n<title>{escape(facts.title)}</title>\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
-    write_text(path, page)
+    write_text(path, html_page(facts.title, body, style=STYLE))
 
 
 def read_losses(path: Path) -> tuple[tuple[float, float], ...]:
@@ -148,12 +139,12 @@ def _figure(evaluation: Evaluation, episode: int, video: Path) -> str:
     key, text = evaluation.episodes.keys[episode], evaluation.episodes.texts[episode]
     last = {name: values[episode, -1] for name, values in evaluation.psnr.items()}
     heads = "".join(f"<span>{escape(name)}</span>" for name in COLUMNS)
-    source = _data("video/mp4", video.read_bytes())
+    source = data_url("video/mp4", video.read_bytes())
     steps = [0, *shown_steps(evaluation.true.shape[1] - 1)]
     marks = "".join(f"<span>{'start' if s == 0 else f'+{s}'}</span>" for s in steps)
     strips = "".join(
         f'<span class="name">{escape(name)}</span><img alt="{escape(f"{key}: {name}")}" '
-        f'src="{_data("image/png", strip(frames, steps))}">'
+        f'src="{data_url("image/png", strip(frames, steps))}">'
         for name, frames in zip(COLUMNS[:3], films(evaluation, episode)[:3], strict=True)
     )
     shown = f"{key}: {', '.join(COLUMNS)}, side by side"
@@ -206,7 +197,3 @@ def _pairs(table: Mapping[str, object]) -> str:
 
     rows = "".join(f"<dt>{escape(k)}</dt><dd>{shown(v)}</dd>" for k, v in table.items())
     return f"<dl>{rows}</dl>"
-
-
-def _data(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -3,14 +3,17 @@
 A source lists what a split holds and reads it; that is all that sharding asks of it.
 """
 
-import importlib
+import os
+import sys
 from collections.abc import Callable
 
+from cosmos_wds.config import import_function
 from cosmos_wds.data.episode import Source
 from cosmos_wds.data.storage import storage
-from cosmos_wds.errors import ConfigError
 from cosmos_wds.pipeline import Pipeline
 from cosmos_wds.sources.bridge import BridgeSource
+from cosmos_wds.sources.lerobot import open_lerobot
+from cosmos_wds.sources.webdataset import open_webdataset
 
 
 def _open_bridge(pipeline: Pipeline) -> Source:
@@ -21,6 +24,8 @@ def _open_bridge(pipeline: Pipeline) -> Source:
 SOURCES: dict[str, Callable[[Pipeline], Source]] = {
     "bridge": _open_bridge,
     "demo": _open_bridge,  # generated in the same layout
+    "lerobot": open_lerobot,
+    "webdataset": open_webdataset,
 }
 
 
@@ -32,9 +37,7 @@ def open_source(pipeline: Pipeline) -> Source:
     kind = pipeline.source.kind
     if kind in SOURCES:
         return SOURCES[kind](pipeline)
-    module, _, name = kind.partition(":")
-    try:
-        found: Callable[[Pipeline], Source] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"source.kind = {kind!r}: cannot be imported: {error}") from None
-    return found(pipeline)
+    opened: Source = import_function(kind, "source.kind")(pipeline)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # worker processes inherit it, and import the module too
+    return opened

@@ -6,7 +6,6 @@ ROOT/videos/SPLIT/ID/rgb.mp4     wherever the annotation's `video_path` points, 
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from cosmos_wds.data.episode import Episode, Recording, StoredVideo
 from cosmos_wds.data.storage import Storage
 from cosmos_wds.errors import DataError
+from cosmos_wds.sources.values import finite, numbers, steps, text
 
 READ_KEYS = {"state", "continuous_gripper_state", "action", "videos", "texts", "episode_id"}
 
@@ -53,11 +53,11 @@ class BridgeSource:
         file = recording.file
         content = self.storage.read(file)
         table = _parse(content, file)
-        pose = _numbers(_need(table, "state", file), file, "state", width=6)
+        pose = numbers(_need(table, "state", file), file, "state", width=6)
         gripper = _gripper(_need(table, "continuous_gripper_state", file), file, len(pose))
         if len(pose) < 2:
             raise DataError(f"{file}: state: {len(pose)} frame, and an action needs two")
-        extra = {k: _finite(v) for k, v in table.items() if k not in READ_KEYS}
+        extra = {k: finite(v) for k, v in table.items() if k not in READ_KEYS}
         command, problem = None, ""
         try:
             command = _command(table.get("action"), file, len(pose))
@@ -69,7 +69,7 @@ class BridgeSource:
             command=command,
             videos=self._videos(_need(table, "videos", file), file),
             source_sha256=hashlib.sha256(content).hexdigest(),
-            text=_text(table.get("texts")),
+            text=text(table.get("texts")),
             extra=extra,
             command_problem=problem,
         )
@@ -123,43 +123,24 @@ def _need(table: Mapping[str, Any], key: str, file: str) -> Any:
     return table[key]
 
 
-def _numbers(value: Any, file: str, key: str, *, width: int) -> np.ndarray:
-    """Rows of at least `width` finite numbers as (N, columns) float64."""
-    try:
-        rows = np.asarray(value)
-    except ValueError:
-        raise DataError(f"{file}: {key}: rows of different lengths") from None
-    if rows.dtype.kind not in "iuf" or rows.ndim != 2:
-        raise DataError(f"{file}: {key}: not rows of numbers")
-    if rows.shape[1] < width:
-        raise DataError(f"{file}: {key}: rows of {rows.shape[1]} numbers; {width} are needed")
-    bad = np.argwhere(~np.isfinite(rows))
-    if len(bad):
-        row, column = bad[0]
-        raise DataError(f"{file}: {key}: {rows[row, column]} in row {row}, column {column}")
-    return rows.astype(np.float64)
-
-
 def _gripper(value: Any, file: str, length: int) -> np.ndarray:
     """One value a frame; files with rows of one number are as good."""
     key = "continuous_gripper_state"
     is_flat = isinstance(value, list) and not any(isinstance(v, list) for v in value)
-    rows = _numbers([[v] for v in value] if is_flat else value, file, key, width=1)
+    rows = numbers([[v] for v in value] if is_flat else value, file, key, width=1)
     if rows.shape != (length, 1):
         raise DataError(f"{file}: {key}: {len(rows)} values for {length} states")
     return rows[:, 0]
 
 
 def _command(value: Any, file: str, length: int) -> np.ndarray | None:
-    """Recorded actions (T-1, 7). Some tools write one a frame: the last then leads nowhere."""
+    """Recorded actions (T-1, 7)."""
     if value is None:
         return None
-    rows = _numbers(value, file, "action", width=7)
+    rows = numbers(value, file, "action", width=7)
     if rows.shape[1] != 7:
         raise DataError(f"{file}: action: rows of {rows.shape[1]} numbers; 7 are needed")
-    if len(rows) not in (length - 1, length):
-        raise DataError(f"{file}: action: {len(rows)} rows for {length} states")
-    return rows[: length - 1]
+    return steps(rows, length, file)
 
 
 def _identity(table: Mapping[str, Any], name: str) -> str:
@@ -167,21 +148,3 @@ def _identity(table: Mapping[str, Any], name: str) -> str:
         if table.get(key) not in (None, ""):
             return str(table[key])
     return name
-
-
-def _text(value: Any) -> str:
-    """The first sentence, of a list or alone."""
-    while isinstance(value, list) and value:
-        value = value[0]
-    return value if isinstance(value, str) else ""
-
-
-def _finite(value: Any) -> Any:
-    """The same value with null for NaN and infinities, which JSON does not have."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return value

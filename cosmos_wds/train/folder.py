@@ -18,9 +18,10 @@ from typing import Any
 from cosmos_wds.config import read_table
 from cosmos_wds.data.lock import try_lock
 from cosmos_wds.errors import CheckpointError, ConfigError
+from cosmos_wds.model.tokenizers import EMBEDDED
 from cosmos_wds.recipe import Recipe, recipe_from_table
 
-RECIPE, CONTRACT, TOKENIZER = "recipe.toml", "contract.json", "tokenizer.safetensors"
+RECIPE, CONTRACT, TOKENIZER = "recipe.toml", "contract.json", EMBEDDED
 METRICS, BAD_BATCH, CHECKPOINTS = "metrics.jsonl", "bad_batch.json", "checkpoints"
 
 FREE = {

@@ -18,12 +18,12 @@ from torch import Tensor
 from cosmos_wds.config import write_text
 from cosmos_wds.console import say
 from cosmos_wds.data.episode import Batch
+from cosmos_wds.data.memory import keep_freed_memory
 from cosmos_wds.diffusion.noise import draw
 from cosmos_wds.errors import UserError
 from cosmos_wds.recipe import Recipe
 from cosmos_wds.train.checkpoint import save_checkpoint
 from cosmos_wds.train.folder import BAD_BATCH, METRICS, locked
-from cosmos_wds.train.memory import keep_freed_memory
 from cosmos_wds.train.optim import lr_factor, set_lr
 from cosmos_wds.train.parallel import Interrupted, distribute, gradients_stay, join_ranks
 from cosmos_wds.train.start import Training, find_inputs, start

@@ -16,21 +16,18 @@ from torch import Tensor
 
 from cosmos_wds.data.actions import NAMES, ActionContract
 from cosmos_wds.diffusion.edm import Denoiser
-from cosmos_wds.errors import CheckpointError, ConfigError, DataError
+from cosmos_wds.errors import CheckpointError, DataError
 from cosmos_wds.model.dit import initialise_actions
 from cosmos_wds.model.names import BAGGAGE
 from cosmos_wds.model.tokenizer import Tokenizer
-from cosmos_wds.model.tokenizer_diffusers import load_autoencoder
-from cosmos_wds.model.tokenizer_patch import PatchTokenizer
-from cosmos_wds.model.tokenizer_torchscript import load_torchscript
+from cosmos_wds.model.tokenizers import SHIPPED, load_tokenizer
 from cosmos_wds.model.weight_files import INDEX, read_state
 from cosmos_wds.model.weights import Audit, load_state
-from cosmos_wds.recipe import Recipe, TokenizerSettings
+from cosmos_wds.recipe import Recipe
 from cosmos_wds.train.checkpoint import checkpoint_file, latest_step
-from cosmos_wds.train.folder import CHECKPOINTS, CONTRACT, RECIPE, TOKENIZER, read_recipe
+from cosmos_wds.train.folder import CHECKPOINTS, CONTRACT, RECIPE, read_recipe
 from cosmos_wds.train.parallel import choose_precision
 
-SHIPPED = Path(__file__).parent.parent / "weights"
 MODEL = "model.safetensors"
 ACTION_PARTS = ("net.action_cond.", "net.action_shared.")
 """What a base without actions lacks: the action embedders, then as the preset starts them."""
@@ -220,19 +217,3 @@ def read_contract(folder: Path) -> ActionContract | None:
         return None
     except (OSError, ValueError, TypeError, AttributeError, DataError) as error:
         raise CheckpointError(f"{path}: no readable action contract: {error}") from None
-
-
-def load_tokenizer(settings: TokenizerSettings, folder: Path) -> Tokenizer:
-    """The tokenizer that belongs to weights: the embedded one lies beside them, in `folder`.
-
-    Raises CheckpointError when its files are missing or damaged, ConfigError when none are named.
-    """
-    if settings.kind == "patch":
-        return PatchTokenizer.load(folder / TOKENIZER)
-    if not settings.path:
-        raise ConfigError(
-            f"[tokenizer] path is empty: kind = {settings.kind!r} reads the tokenizer's files "
-            "there; name their folder"
-        )
-    load = load_autoencoder if settings.kind == "diffusers" else load_torchscript
-    return load(Path(settings.path))

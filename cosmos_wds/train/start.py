@@ -20,6 +20,7 @@ from cosmos_wds.errors import CheckpointError, ConfigError
 from cosmos_wds.model.names import from_released, to_released
 from cosmos_wds.model.tokenizer import Tokenizer
 from cosmos_wds.model.tokenizer_patch import PatchTokenizer
+from cosmos_wds.model.tokenizers import load_tokenizer
 from cosmos_wds.model.weight_files import load_pt, read_state
 from cosmos_wds.model.weights import load_state
 from cosmos_wds.recipe import Recipe
@@ -43,7 +44,6 @@ from cosmos_wds.train.run import (
     check_contract,
     find_weights,
     load_base,
-    load_tokenizer,
 )
 
 FRAMES_OF_EPISODE = 8

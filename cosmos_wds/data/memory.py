@@ -1,4 +1,4 @@
-"""What the C library does with freed memory while a network trains on a CPU."""
+"""What the C library does with freed memory while large buffers come and go."""
 
 import ctypes
 import sys
@@ -8,10 +8,10 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed buffers for the next step.
+    """Let glibc keep freed buffers for the next step, or the next video.
 
-    By default it returns large ones to the system and has them faulted in again, page by page, at
-    every step. Elsewhere than on Linux with glibc this does nothing.
+    By default it returns large ones to the system and has them faulted in again, page by page.
+    Elsewhere than on Linux with glibc this does nothing.
     """
     if sys.platform != "linux":
         return
