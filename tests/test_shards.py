@@ -219,6 +219,17 @@ def test_keys_are_unique_plain_and_short():
     assert episode_key("train", "12") == "train_12"
 
 
+def test_headers_are_those_of_tarfile():
+    for key, name, size in (("train_0", "mp4", 0), ("k" * 80, "11.mp4", 70_000), ("a", "json", 1)):
+        file = io.BytesIO()
+        writer = ShardWriter(file)
+        assert writer.add(key, {name: b"x" * size}) == {name: (512, size)}
+        info = tarfile.TarInfo(f"{key}.{name}")
+        info.size, info.mode = size, 0o644
+        assert file.getvalue()[:512] == info.tobuf(tarfile.USTAR_FORMAT)
+        assert writer.bytes == len(file.getvalue()) and writer.bytes % 512 == 0
+
+
 def test_a_member_that_fits_no_tar_is_an_error():
     writer = ShardWriter(io.BytesIO())
     with pytest.raises(DataError, match="does not fit a tar"):
@@ -485,7 +496,9 @@ def test_a_read_only_destination(small, tmp_path, monkeypatch):
     def refuse(self, **settings):
         raise OSError(30, "Read-only file system", str(self))
 
-    monkeypatch.setattr("cosmos_wds.data.storage.Path.mkdir", refuse)  # root may write everywhere else
+    monkeypatch.setattr(
+        "cosmos_wds.data.storage.Path.mkdir", refuse
+    )  # root may write everywhere else
     with pytest.raises(DataError, match="/s: cannot be written: Read-only file system"):
         shard(pipeline(small[0], tmp_path / "s"))
 
@@ -536,7 +549,10 @@ def test_damaged_sets_are_noticed(small, tmp_path):
     with pytest.raises(DataError, match=r"train_5\.mp4: not at its place"):
         index.read(5, "mp4")
     tar.unlink()
-    with pytest.raises(DataError, match=r"train-000000\.tar: cannot be read: No such file or directory \(for train_5\.mp4\)"):
+    with pytest.raises(
+        DataError,
+        match=r"train-000000\.tar: cannot be read: No such file or directory \(for train_5\.mp4\)",
+    ):
         index.read(5, "mp4")
     (shards / "train.idx.jsonl").write_text("")
     with pytest.raises(DataError, match="is not what index.json says"):

@@ -163,16 +163,19 @@ class ActionContract:
 def rotation(euler: np.ndarray) -> np.ndarray:
     """Roll, pitch, yaw (..., 3) -> matrices (..., 3, 3): Rz(y) Ry(p) Rx(r)."""
     euler = np.asarray(euler, np.float64)
-    (sr, sp, sy), (cr, cp, cy) = (
-        np.moveaxis(np.sin(euler), -1, 0),
-        np.moveaxis(np.cos(euler), -1, 0),
-    )
+    sines, cosines = np.sin(euler), np.cos(euler)
+    sr, sp, sy = sines[..., 0], sines[..., 1], sines[..., 2]
+    cr, cp, cy = cosines[..., 0], cosines[..., 1], cosines[..., 2]
     rows = (
         (cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr),
         (sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr),
         (-sp, cp * sr, cp * cr),
     )
-    return np.stack([np.stack(row, -1) for row in rows], -2)
+    matrix = np.empty((*euler.shape[:-1], 3, 3))
+    for i, row in enumerate(rows):
+        for j, value in enumerate(row):
+            matrix[..., i, j] = value
+    return matrix
 
 
 def euler(matrix: np.ndarray) -> np.ndarray:
@@ -199,11 +202,13 @@ def relative_actions(state: np.ndarray, *, accumulate: bool = False) -> np.ndarr
     """
     state = np.asarray(state, np.float64)
     assert state.ndim == 2 and state.shape[1] == 7, state.shape
-    reference, later = (state[:1] if accumulate else state[:-1]), state[1:]
-    to_reference = np.swapaxes(rotation(reference[:, 3:6]), -1, -2)  # R'
-    moved = (to_reference @ (later[:, :3] - reference[:, :3])[..., None])[..., 0]  # R' (p - p_ref)
-    turned = euler(to_reference @ rotation(later[:, 3:6]))
-    return np.concatenate([moved, turned, later[:, 6:]], axis=1)
+    matrix = rotation(state[:, 3:6])
+    reference = slice(0, 1) if accumulate else slice(0, -1)
+    to_reference = np.swapaxes(matrix[reference], -1, -2)  # R'
+    distance = state[1:, :3] - state[reference, :3]
+    moved = (to_reference @ distance[..., None])[..., 0]  # R' (p - p_ref)
+    turned = euler(to_reference @ matrix[1:])
+    return np.concatenate([moved, turned, state[1:, 6:]], axis=1)
 
 
 def integrate(first: np.ndarray, action: np.ndarray, *, accumulate: bool = False) -> np.ndarray:

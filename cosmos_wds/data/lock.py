@@ -17,3 +17,9 @@ def try_lock(file: IO[Any]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def wait_for_lock(file: IO[Any]) -> None:
+    """Take the lock of an open file as soon as no other open of it holds it."""
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX)

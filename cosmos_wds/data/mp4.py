@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NAL_CODECS = {"avc1", "avc3", "hvc1", "hev1"}
+HEAD = struct.Struct(">I4s")  # of a box: its bytes and its kind
 FORBIDDEN_BIT = 0x80  # the first bit of every NAL unit, zero in H.264 and H.265
 SECTOR, ZEROS = 256, 8
 """NAL units hold no three zeros in a row (H.264, 7.4.1), so a hole of one disk sector (512 bytes)
@@ -109,8 +110,8 @@ def _walk(data: bytes, begin: int, end: int) -> Iterator[tuple[str, int, int]]:
     while at < end:
         if end - at < 8:
             raise Damaged("cut off in the head of a box")
-        size, head = int.from_bytes(data[at : at + 4], "big"), 8
-        kind = data[at + 4 : at + 8].decode("latin-1")
+        size, name = HEAD.unpack_from(data, at)
+        kind, head = name.decode("latin-1"), 8
         if size == 1:
             size, head = int.from_bytes(data[at + 8 : at + 16], "big"), 16
         elif size == 0:

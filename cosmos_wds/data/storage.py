@@ -7,6 +7,7 @@ is put in one piece.
 
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,21 +114,25 @@ class LocalStorage:
 
     def read(self, file: str) -> bytes:
         try:
-            return (self.root / file).read_bytes()
+            with open(os.path.join(self.root, file), "rb", buffering=0) as opened:
+                return opened.readall()
         except OSError as error:
             raise DataError(f"{self.name(file)}: cannot be read: {error.strerror}") from None
 
     def read_range(self, file: str, offset: int, size: int) -> bytes:
         try:
-            with open(self.root / file, "rb") as opened:
+            with open(os.path.join(self.root, file), "rb") as opened:
                 opened.seek(offset)
                 return opened.read(size)
         except OSError as error:
             raise DataError(f"{self.name(file)}: cannot be read: {error.strerror}") from None
 
     def size(self, file: str) -> int:
-        path = self.root / file
-        return path.stat().st_size if path.is_file() else -1
+        try:
+            found = os.stat(os.path.join(self.root, file))
+        except (OSError, ValueError):
+            return -1
+        return found.st_size if stat.S_ISREG(found.st_mode) else -1
 
     def list(self, folder: str = "") -> list[str]:
         try:
@@ -139,8 +144,12 @@ class LocalStorage:
 
     def is_inside(self, file: str) -> bool:
         """The user may link a folder at the root to another disk; links deeper must stay inside."""
+        parts = Path(file).parts
+        paths = [os.path.join(self.root, *parts[: i + 1]) for i in range(1, len(parts))]
+        if parts and not any(map(os.path.islink, paths)):
+            return True
         real = os.path.realpath(self.root / file)
-        top = self.root / Path(file).parts[0]
+        top = self.root / parts[0]
         homes = (os.path.join(os.path.realpath(place), "") for place in (self.root, top))
         return any(real.startswith(home) for home in homes)
 
