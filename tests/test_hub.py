@@ -14,7 +14,7 @@ import pytest
 
 from cosmos_wds.errors import ConfigError, DownloadError
 from cosmos_wds.pipeline import load_pipeline
-from cosmos_wds.sources import http as bytes_of
+from cosmos_wds.sources import ask as bytes_of
 from cosmos_wds.sources import hub as fetching
 from cosmos_wds.sources import weights
 from cosmos_wds.sources.fetch import fetch, fetch_named

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 import tomli
 
+from cosmos_wds.pipeline import Pipeline
 from tests.commands import ROOT, check, parse
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,11 +38,11 @@ def test_settings_and_options_in_sentences_exist():
     """`--strict`, `--set download.weights=[]`, `data.on_bad=skip` and their like."""
     for setting in re.findall(r"`(?:--set )?(\w+\.\w+=[^`]+)`", README):
         section = setting.split(".")[0]
-        command = "shard" if section in ("actions", "download", "shards", "source") else "train"
+        command = "shard" if section in Pipeline.model_fields else "train"
         check(f"cosmos-wds {command} --set '{setting}'")
     options = set(re.findall(r"`(?:cosmos-wds )?(?:\w+ )?(--[a-z]+)", README)) - {"--help", "--set"}
     assert options
-    commands = ("shard", "infer", "export x", "bench model x", "inspect x")
+    commands = ("download", "shard", "infer", "export x", "bench model x", "inspect x")
     known = {f"--{key}" for words in commands for key in parse(f"cosmos-wds {words}")[1]}
     assert options <= known
 

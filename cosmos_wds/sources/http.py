@@ -1,19 +1,15 @@
-"""Fetching one large file over http(s), verified, and continued where it broke off.
+"""Fetching one file over http(s), verified, and continued where it broke off.
 
 NAME          the whole, verified file; never anything else
 NAME.sha256   its checksum, as `sha256sum -c` reads it: the publisher's, or the one first seen
 NAME.part     what has come so far;  NAME.part.tag  which version of the file that is
+
+Weights are fetched so. Archives of recordings are not kept as files: see parts.py and archive.py.
 """
 
-import errno
 import hashlib
 import http.client
 import os
-import re
-import shutil
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,25 +19,25 @@ from typing import BinaryIO
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 
-from cosmos_wds import __version__
 from cosmos_wds.config import write_text
 from cosmos_wds.console import progress_bar, say
 from cosmos_wds.data.lock import try_lock
 from cosmos_wds.errors import DownloadError
-from cosmos_wds.sources.archive import extract
+from cosmos_wds.sources.ask import (
+    CHUNK,
+    PASSING,
+    RESERVE,
+    Broken,
+    OutOfRange,
+    Patience,
+    ask,
+    check_disk,
+    range_begin,
+    range_total,
+    strong_tag,
+)
 
-__all__ = ["download", "extract"]
-
-CHUNK = 1 << 20
-TIMEOUT = 30.0  # seconds without a byte
-PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds between tries that brought nothing new
-TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
-RESERVE = 64 << 20  # bytes that stay free on the disk
-OUR_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
-
-
-class _Broken(Exception):
-    """The connection or the server failed in a way that may pass; try again."""
+__all__ = ["RESERVE", "download"]
 
 
 @dataclass
@@ -149,55 +145,31 @@ def _hash_present(fetch: _Fetch) -> None:
 
 def _persist(fetch: _Fetch) -> None:
     """Ask again, with growing pauses, until all is there or nothing new comes any more."""
-    fruitless, best = 0, fetch.have
+    patience = Patience(
+        fetch.url, lambda note: fetch.progress.update(fetch.task, note=escape(note))
+    )
+    patience.best = fetch.have
     while True:
         try:
             _ask_once(fetch)
             return
-        except (_Broken, http.client.HTTPException, OSError) as error:
-            if isinstance(error, OSError) and error.errno in OUR_ERRORS:
-                raise
-            fruitless = 0 if fetch.have > best else fruitless + 1
-            best = max(best, fetch.have)
-            if fruitless > len(PAUSES):
-                raise DownloadError(
-                    f"{fetch.url}: {_reason(error)}; {fetch.have / 1e6:.1f} MB are kept, run again "
-                    "to go on"
-                ) from None
-            pause = PAUSES[max(0, fruitless - 1)]
-            note = f"{escape(_reason(error))}; again in {pause:g} s"
-            fetch.progress.update(fetch.task, note=note)
-            time.sleep(pause)
+        except PASSING as error:
+            patience.wait(error, fetch.have)
 
 
 def _ask_once(fetch: _Fetch) -> None:
     """One request: the rest of the file, or all of it."""
-    headers = {"User-Agent": f"cosmos-wds/{__version__}", "Accept-Encoding": "identity"}
-    if fetch.have:
-        headers["Range"] = f"bytes={fetch.have}-"
-        if tag := fetch.read_tag()[1]:
-            headers["If-Range"] = tag
+    tag = fetch.read_tag()[1] if fetch.have else ""
     try:
-        request = urllib.request.Request(fetch.url, headers=headers)
-        for name, value in fetch.headers.items():
-            request.add_unredirected_header(name, value)
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        with ask(fetch.url, fetch.headers, begin=fetch.have, tag=tag) as response:
             _accept(fetch, response)
             _receive(fetch, response)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416 and fetch.have:
-            if _range_total(error.headers.get("Content-Range", "")) == fetch.have:
-                fetch.total = fetch.have  # an earlier run had it all, and was stopped right then
-                return
-            fetch.restart()
-            raise _Broken("the server holds another version of the file") from None
-        what = f"the server answers {error.code} {error.reason}"
-        if error.code in TRY_AGAIN:
-            raise _Broken(what) from None
-        raise DownloadError(f"{fetch.url}: {what}") from None
-    except (http.client.InvalidURL, ValueError) as error:
-        raise DownloadError(f"{fetch.url}: not an address: {error}") from None
+    except OutOfRange as error:
+        if fetch.have and error.total == fetch.have:
+            fetch.total = fetch.have  # an earlier run had it all, and was stopped right then
+            return
+        fetch.restart()
+        raise Broken("the server holds another version of the file") from None
 
 
 def _accept(fetch: _Fetch, response: http.client.HTTPResponse) -> None:
@@ -206,18 +178,16 @@ def _accept(fetch: _Fetch, response: http.client.HTTPResponse) -> None:
     Only strong tags and the total size tell versions apart; the checksum has the last word.
     """
     length = int(response.headers.get("Content-Length") or 0)
-    tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-    tag = "" if tag.startswith("W/") else tag
+    tag = strong_tag(response)
     if response.status == 206:
         sent = response.headers.get("Content-Range", "")
-        begin = re.match(r"bytes (\d+)-", sent)
-        if begin is None or int(begin[1]) != fetch.have:
+        if range_begin(sent) != fetch.have:
             fetch.restart()
-            raise _Broken(f"the server sent the range {sent!r}, which was not asked for")
-        total = _range_total(sent) or fetch.have + length
+            raise Broken(f"the server sent the range {sent!r}, which was not asked for")
+        total = range_total(sent) or fetch.have + length
         if fetch.read_tag() not in ((0, ""), (total, tag)):
             fetch.restart()
-            raise _Broken("the server holds another version of the file")
+            raise Broken("the server holds another version of the file")
     else:
         fetch.restart()
         total = length
@@ -228,7 +198,7 @@ def _accept(fetch: _Fetch, response: http.client.HTTPResponse) -> None:
         )
     fetch.total = total or fetch.expected
     write_text(fetch.tag_file, f"{total}\n{tag}\n")
-    _check_disk(Path(fetch.file.name).parent, fetch.total - fetch.have)
+    check_disk(Path(fetch.file.name).parent, fetch.total - fetch.have)
     fetch.progress.update(fetch.task, total=fetch.total // 10**6 or None)
 
 
@@ -238,11 +208,11 @@ def _receive(fetch: _Fetch, response: http.client.HTTPResponse) -> None:
         fetch.hash.update(chunk)
         fetch.progress.update(fetch.task, completed=fetch.have // 10**6, note="")
     if fetch.have < max(fetch.total, 1):
-        raise _Broken("the connection broke off" if fetch.have else "the server sent nothing")
+        raise Broken("the connection broke off" if fetch.have else "the server sent nothing")
     if fetch.total and fetch.have > fetch.total:
         promised = fetch.total
         fetch.restart()
-        raise _Broken(f"more than the promised {promised} bytes came")
+        raise Broken(f"more than the promised {promised} bytes came")
     fetch.total = fetch.have
 
 
@@ -267,21 +237,3 @@ def _check_existing(dest: Path, expected_bytes: int, sha256: str) -> None:
 
 def _record(dest: Path, digest: str) -> None:
     write_text(dest.with_name(dest.name + ".sha256"), f"{digest}  {dest.name}\n")
-
-
-def _check_disk(folder: Path, wanted: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if wanted > 0 and wanted + RESERVE > free:
-        raise DownloadError(
-            f"{folder}: {wanted / 1e9:.1f} GB are to come and {free / 1e9:.1f} GB are free; make "
-            "room, or give a folder on another disk"
-        )
-
-
-def _range_total(content_range: str) -> int:
-    total = content_range.rpartition("/")[2]
-    return int(total) if total.isdecimal() else 0
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "reason", "") or error) or type(error).__name__
