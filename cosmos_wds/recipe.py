@@ -35,9 +35,13 @@ class DataSettings(Settings):
     shard_group: int = 4
     """Shards whose episodes are shuffled together."""
     on_bad: Literal["error", "skip"] = "error"
+    cache: str = "~/.cache/cosmos-wds"
+    """Where parts of shards at a URL are kept; one folder serves all runs of a machine."""
+    cache_gb: float = 50.0
+    """What they may take on its disk; 0 keeps nothing."""
 
     def problems(self) -> Iterator[str]:
-        yield from at_least(self, workers=0, pool=1, shard_group=1)
+        yield from at_least(self, workers=0, pool=1, shard_group=1, cache_gb=0)
 
 
 class WindowSettings(Settings):

@@ -40,10 +40,17 @@ def test_settings_and_options_in_sentences_exist():
         section = setting.split(".")[0]
         command = "shard" if section in Pipeline.model_fields else "train"
         check(f"cosmos-wds {command} --set '{setting}'")
-    options = set(re.findall(r"`(?:cosmos-wds )?(?:\w+ )?(--[a-z]+)", README)) - {"--help", "--set"}
+    options = set(re.findall(r"`(?:cosmos-wds )?(?:\w+ )?(--[a-z-]+)", README)) - {
+        "--help",
+        "--set",
+    }
     assert options
     commands = ("download", "shard", "infer", "export x", "bench model x", "inspect x")
-    known = {f"--{key}" for words in commands for key in parse(f"cosmos-wds {words}")[1]}
+    known = {
+        f"--{key.replace('_', '-')}"
+        for words in commands
+        for key in parse(f"cosmos-wds {words}")[1]
+    }
     assert options <= known
 
 

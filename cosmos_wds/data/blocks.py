@@ -1,4 +1,4 @@
-"""A folder of blocks that never holds more than its bound, whoever writes there and however it ends.
+"""A folder of blocks that never holds more than its bound, however many write and crash there.
 
 Threads, processes and runs share it. A block is a file: its content, then a checksum of each
 `CHUNK` of it, so that reading a part checks that part alone. Every write happens under one lock:
@@ -21,7 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from rich.markup import escape
+
 from cosmos_wds.config import first_line
+from cosmos_wds.console import warn
 from cosmos_wds.data.lock import wait_for_lock
 from cosmos_wds.errors import DataError
 
@@ -65,6 +68,7 @@ class BlockFolder:
         except OSError:  # removed to make room, perhaps this moment
             return None
         if not is_whole or _checksums(content) != sums:
+            warn(f"{escape(str(path))}: damaged on the disk, fetched again")
             path.unlink(missing_ok=True)
             return None
         return content[low - first * CHUNK : high - first * CHUNK]

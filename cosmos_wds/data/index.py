@@ -157,7 +157,7 @@ class SplitIndex:
     digest: str
 
     @classmethod
-    def load(cls, place: Path | str, split: str) -> "SplitIndex":
+    def load(cls, place: Path | str | Storage, split: str) -> "SplitIndex":
         """One split of a finished set."""
         return ShardIndex.read(place).split(split)
 

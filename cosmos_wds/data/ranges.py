@@ -41,7 +41,7 @@ HOPELESS = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplemente
 
 @dataclass(frozen=True)
 class Stamp:
-    """Which version of a file: its bytes, and what the store tells besides (`kind`), if anything."""
+    """Which version of a file: its bytes, and what the store says besides (`kind`), if anything."""
 
     size: int
     kind: str = ""
@@ -95,9 +95,7 @@ def check_same(url: str, seen: Stamp) -> None:
         )
 
 
-def _persistently(
-    url: str, ask: Callable[[], T], between: Callable[[], None] = lambda: None
-) -> T:
+def _persistently(url: str, ask: Callable[[], T], between: Callable[[], None] = lambda: None) -> T:
     """The answer to a request, asked again after failures that may pass."""
     pause = FIRST_PAUSE
     for attempt in range(1, ATTEMPTS + 1):
@@ -131,7 +129,12 @@ def _may_pass(error: Exception) -> bool:
 def _ask_stamp(url: str) -> Stamp:
     system = file_system(url)
     system.invalidate_cache()
-    info = system.info(system._strip_protocol(url), **_patience(system))
+    try:
+        info = system.info(system._strip_protocol(url), **_patience(system))
+    except FileNotFoundError as error:  # which http:// also says of a server that fails
+        if isinstance(error.__cause__, Exception) and _may_pass(error.__cause__):
+            raise error.__cause__ from None
+        raise
     if info["type"] != "file":
         raise FileNotFoundError(url)
     if info["size"] is None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from cosmos_wds.config import dump, write_text
 from cosmos_wds.console import say
+from cosmos_wds.data.cache import open_shards
 from cosmos_wds.data.index import SplitIndex
 from cosmos_wds.data.loader import Loader
 from cosmos_wds.data.reader import EpisodePool, Mp4Reader
@@ -131,7 +132,7 @@ class Training:
 def find_inputs(recipe: Recipe, ranks: Ranks) -> Inputs:
     """Open the shards and find the base weights. Raises UserError; writes nothing."""
     lanes = lanes_of(ranks, recipe.train)
-    index = SplitIndex.load(recipe.data.shards, recipe.data.split)
+    index = SplitIndex.load(open_shards(recipe.data.shards, recipe.data), recipe.data.split)
     loader = Loader(
         index, recipe, rank=ranks.rank, world=ranks.world, pin=ranks.device.type == "cuda"
     )
