@@ -69,6 +69,8 @@ def test_links_are_followed_to_their_end(tmp_path):
     (tmp_path / "root/videos/in.mp4").symlink_to("a.mp4")
     assert where.is_inside("videos/a.mp4") and where.is_inside("videos/in.mp4")
     assert not where.is_inside("videos/out.mp4")
+    (tmp_path / "root/out.mp4").symlink_to(tmp_path / "out.mp4")
+    assert not where.is_inside("out.mp4")
 
 
 def test_addresses_that_cannot_be(bucket, tmp_path):

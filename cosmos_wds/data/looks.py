@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 from cosmos_wds.data.actions import ActionContract
 from cosmos_wds.data.episode import Recording, Source
@@ -55,11 +54,19 @@ def look_at(
     source: Source, contract: ActionContract, recordings: Sequence[Recording], tick: Tick
 ) -> list[Look]:
     """Read recordings, but no video: sizes, identity and what is wrong already."""
+    threads = REMOTE_THREADS if "://" in source.root else THREADS
+
+    def look(part: Sequence[Recording]) -> list[Look]:
+        return [_look(source, contract, recording) for recording in part]
+
+    each = -(-len(recordings) // threads)
     looks = []
-    with ThreadPoolExecutor(REMOTE_THREADS if "://" in source.root else THREADS) as pool:
-        for found in pool.map(partial(_look, source, contract), recordings):
-            looks.append(found)
-            tick()
+    with ThreadPoolExecutor(threads) as pool:
+        parts = [recordings[i : i + each] for i in range(0, len(recordings), each)]
+        for found in pool.map(look, parts):
+            looks += found
+            for _ in found:
+                tick()
     return looks
 
 

@@ -20,6 +20,10 @@ SECTOR, ZEROS = 256, 8
 shows when every 256th place is looked at for a run of zeros."""
 
 
+Boxes = dict[str, tuple[int, int]]
+"""Kind -> (begin, end) of the content of the first box of each kind."""
+
+
 class NotUnderstood(Exception):
     """Not a plain mp4 (fragments, edits, another container): only decoding tells what it holds."""
 
@@ -63,15 +67,15 @@ def _read(data: bytes) -> Track:
         handler = mdia["hdlr"][0]
         if data[handler + 8 : handler + 12] != b"vide":
             continue
-        track = _track(data, mdia)
-        if "edts" in trak and _is_cut(data, top["moov"], trak["edts"], mdia, track):
+        table = boxes(data, *boxes(data, *mdia["minf"])["stbl"])
+        track = _track(data, mdia, table)
+        if "edts" in trak and _is_cut(data, top["moov"], trak["edts"], table, track):
             raise NotUnderstood("parts of it are cut out by an edit list")
         return track
     raise NotUnderstood("holds no video track")
 
 
-def _track(data: bytes, mdia: dict[str, tuple[int, int]]) -> Track:
-    table = boxes(data, *boxes(data, *mdia["minf"])["stbl"])
+def _track(data: bytes, mdia: Boxes, table: Boxes) -> Track:
     entry = table["stsd"][0] + 8  # behind version, flags and the number of entries
     codec = data[entry + 4 : entry + 8].decode("ascii")
     width, height = struct.unpack_from(">HH", data, entry + 32)
@@ -88,13 +92,15 @@ def _track(data: bytes, mdia: dict[str, tuple[int, int]]) -> Track:
         hole = _find_hole(data, offsets, sizes)
         if hole >= 0:
             raise Damaged(f"frame {hole} of {len(sizes)} is damaged: a hole of zeros")
-    keys = int.from_bytes(data[table["stss"][0] + 4 : table["stss"][0] + 8], "big")
+    keys = len(sizes)  # a file without a list of key frames has no other ones
+    if "stss" in table:
+        keys = int.from_bytes(data[table["stss"][0] + 4 : table["stss"][0] + 8], "big")
     return Track(codec, len(sizes), height, width, _rate(data, mdia, table, len(sizes)), keys)
 
 
-def boxes(data: bytes, begin: int, end: int) -> dict[str, tuple[int, int]]:
-    """Kind -> (begin, end) of the content of the first box of each kind."""
-    found: dict[str, tuple[int, int]] = {}
+def boxes(data: bytes, begin: int, end: int) -> Boxes:
+    """The boxes that lie in a part of the file."""
+    found: Boxes = {}
     for kind, inner, outer in _walk(data, begin, end):
         found.setdefault(kind, (inner, outer))
     return found
@@ -132,7 +138,7 @@ def sample_sizes(data: bytes, at: int) -> np.ndarray:
     return np.frombuffer(data, ">u4", count, at + 12).astype(np.int64)
 
 
-def sample_offsets(data: bytes, table: dict[str, tuple[int, int]], sizes: np.ndarray) -> np.ndarray:
+def sample_offsets(data: bytes, table: Boxes, sizes: np.ndarray) -> np.ndarray:
     """(T,) place of each sample: samples follow each other within a chunk, chunks lie anywhere."""
     if "stco" in table:
         at, kind = table["stco"][0], ">u4"
@@ -187,7 +193,7 @@ def _is_cut(
     data: bytes,
     moov: tuple[int, int],
     edts: tuple[int, int],
-    mdia: dict[str, tuple[int, int]],
+    table: Boxes,
     track: Track,
 ) -> bool:
     """Whether an edit list hides frames; one that makes up for the delay of B frames does not."""
@@ -196,7 +202,6 @@ def _is_cut(
     if count != 1:
         return count != 0
     duration, start = struct.unpack_from(">Qq" if version else ">Ii", data, at + 8)
-    table = boxes(data, *boxes(data, *mdia["minf"])["stbl"])
     delay = 0
     if "ctts" in table:
         delay = int.from_bytes(data[table["ctts"][0] + 12 : table["ctts"][0] + 16], "big")
@@ -210,9 +215,7 @@ def time_scale(data: bytes, at: int) -> int:
     return int.from_bytes(data[at + 20 : at + 24] if data[at] else data[at + 12 : at + 16], "big")
 
 
-def _rate(
-    data: bytes, mdia: dict[str, tuple[int, int]], table: dict[str, tuple[int, int]], frames: int
-) -> float:
+def _rate(data: bytes, mdia: Boxes, table: Boxes, frames: int) -> float:
     """Frames per second from the samples' durations; 0 when the file does not say."""
     scale = time_scale(data, mdia["mdhd"][0])
     at = table["stts"][0]

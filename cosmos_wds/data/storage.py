@@ -144,9 +144,13 @@ class LocalStorage:
 
     def is_inside(self, file: str) -> bool:
         """The user may link a folder at the root to another disk; links deeper must stay inside."""
-        parts = Path(file).parts
-        paths = [os.path.join(self.root, *parts[: i + 1]) for i in range(1, len(parts))]
-        if parts and not any(map(os.path.islink, paths)):
+        parts = file.split("/")
+        at = f"{self.root}/{parts[0]}"
+        is_plain = len(parts) > 1 or not os.path.islink(at)
+        for part in parts[1:]:
+            at = f"{at}/{part}"
+            is_plain = is_plain and not os.path.islink(at)
+        if is_plain and ".." not in parts:
             return True
         real = os.path.realpath(self.root / file)
         top = self.root / parts[0]

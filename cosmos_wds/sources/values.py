@@ -18,9 +18,9 @@ def numbers(value: Any, file: str, key: str, *, width: int = 0) -> np.ndarray:
         raise DataError(f"{file}: {key}: not rows of numbers")
     if rows.shape[1] < width:
         raise DataError(f"{file}: {key}: rows of {rows.shape[1]} numbers; {width} are needed")
-    bad = np.argwhere(~np.isfinite(rows))
-    if len(bad):
-        row, column = bad[0]
+    is_finite = np.isfinite(rows)
+    if not is_finite.all():
+        row, column = np.argwhere(~is_finite)[0]
         raise DataError(f"{file}: {key}: {rows[row, column]} in row {row}, column {column}")
     return rows.astype(np.float64)
 
