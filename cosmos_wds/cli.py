@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from cosmos_wds import __version__
+from cosmos_wds.cli_bench import bench
 from cosmos_wds.cli_download import Changes, download
 from cosmos_wds.cli_shard import shard
 from cosmos_wds.cli_tools import tools
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 
 app.add_typer(tools)
+app.add_typer(bench, name="bench")
 
 REFUSALS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),

@@ -1,4 +1,4 @@
-"""The command line's tools beside the way from recordings to rollouts: inspect, export, bench."""
+"""The command line's tools beside the way from recordings to rollouts: inspect, export."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,11 +27,7 @@ inspect = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-bench = typer.Typer(
-    help="Measure this machine's speed.", no_args_is_help=True, rich_markup_mode="rich"
-)
 tools.add_typer(inspect, name="inspect")
-tools.add_typer(bench, name="bench")
 
 Preset = Annotated[
     Literal["ours", "reference"],
@@ -101,41 +97,6 @@ def inspect_model(
 
     for part in facts_table(name, preset):
         result.print(part)
-
-
-@bench.command(
-    "model",
-    epilog="Examples:\n\ncosmos-wds bench model cosmos-predict1-7b --backward\n\n"
-    "cosmos-wds bench model cosmos-tiny --batch 8",
-)
-def bench_model(  # noqa: PLR0913 (a command's options are its arguments)
-    name: Annotated[str, typer.Argument(help="A size (cosmos-predict1-7b, ...) or a recipe.")],
-    preset: Preset = "ours",
-    batch: Annotated[int, typer.Option(min=1, help="Samples that run together.")] = 1,
-    backward: Annotated[bool, typer.Option("--backward", help="Forward and backward.")] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs; their median counts.")] = 5,
-    compile_blocks: Annotated[
-        bool, typer.Option("--compile", help="Compile each block first.")
-    ] = False,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")] = "auto",
-    json_lines: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
-) -> None:
-    """Time, memory and share of the card's matrix rate of a network with random weights."""
-    from cosmos_wds.console import result
-    from cosmos_wds.train.bench_model import BenchRequest, run_bench
-
-    measured = run_bench(
-        BenchRequest(
-            name=name,
-            preset=preset,
-            batch=batch,
-            backward=backward,
-            repeats=repeats,
-            compile_blocks=compile_blocks,
-            device=device,
-        )
-    )
-    result.print(measured.to_json() if json_lines else measured.table())
 
 
 @tools.command(

@@ -25,13 +25,20 @@ WRITTEN_SO = "write it as module:function; the function blur of faces.py is face
 class DataSettings(Settings):
     """Which shards, in which order, and where a broken sample leads."""
 
-    shards: str = "data/bridge/shards"
+    shards: str | tuple[str, ...] = "data/bridge/shards"
+    """Folder or URL of a shard set, or of several."""
+    weights: tuple[float, ...] = ()
+    """Of several sets: their shares of a batch. Without, each has as many as it has windows."""
     split: str = "train"
     """The split that training reads."""
     workers: int = 2
-    """Loader processes per rank; 0 decodes in the training process."""
+    """Per rank; 0 decodes while training waits."""
+    worker_kind: Literal["thread", "process"] = "thread"
+    """Threads of the training process, or processes of their own (for codecs that hold Python's
+    lock)."""
     pool: int = 4
-    """Episodes of a lane that are shuffled together and kept decoded."""
+    """Episodes of a lane that are shuffled together and kept decoded. 0 shuffles all windows of
+    the epoch; for latents, which are read at random as fast as in order."""
     shard_group: int = 4
     """Shards whose episodes are shuffled together."""
     on_bad: Literal["error", "skip"] = "error"
@@ -41,7 +48,14 @@ class DataSettings(Settings):
     """What they may take on its disk; 0 keeps nothing."""
 
     def problems(self) -> Iterator[str]:
-        yield from at_least(self, workers=0, pool=1, shard_group=1, cache_gb=0)
+        yield from at_least(self, workers=0, pool=0, shard_group=1, cache_gb=0)
+        sets = 1 if isinstance(self.shards, str) else len(self.shards)
+        if not sets:
+            yield "shards = []: name at least one set"
+        if self.weights and len(self.weights) != sets:
+            yield f"weights: {len(self.weights)} numbers for {sets} shard sets; give each set one"
+        if any(weight <= 0 for weight in self.weights):
+            yield f"weights = {list(self.weights)}: must be above 0"
 
 
 class WindowSettings(Settings):
@@ -51,7 +65,23 @@ class WindowSettings(Settings):
     interval: int = 1
     height: int = 256
     width: int = 320
-    camera: int = 0
+    camera: int | tuple[int, ...] = 0
+    """Which camera. Of a list, an episode shows one, another one from epoch to epoch."""
+    stacked: bool = False
+    """All cameras of the list at once, one below the other, each height x width."""
+    resize: Literal["fast", "exact"] = "fast"
+    """`exact`: to the bit as the reference resizes, in floats; `fast` is at most one level apart,
+    and costs a twentieth."""
+
+    @property
+    def cameras(self) -> tuple[int, ...]:
+        """The cameras that windows are seen by."""
+        return (self.camera,) if isinstance(self.camera, int) else self.camera
+
+    @property
+    def picture_height(self) -> int:
+        """Rows of pixels that the model sees."""
+        return self.height * (len(self.cameras) if self.stacked else 1)
 
     def problems(self) -> Iterator[str]:
         if self.frames < 2:
@@ -59,7 +89,9 @@ class WindowSettings(Settings):
                 f"frames = {self.frames}: a window holds one given frame and at least one to "
                 "generate; use 2 or more"
             )
-        yield from at_least(self, interval=1, camera=0)
+        yield from at_least(self, interval=1)
+        if not self.cameras or min(self.cameras) < 0 or len({*self.cameras}) < len(self.cameras):
+            yield f"camera = {self.camera!r}: a camera's number, or a list of different ones"
         for name, size in (("height", self.height), ("width", self.width)):
             if size % 8 or size < 16:
                 nearest = max(16, 8 * round(size / 8))
@@ -72,7 +104,8 @@ class TokenizerSettings(Settings):
     kind: Literal["cosmos", "diffusers", "patch"] = "cosmos"
     """`cosmos`: NVIDIA's encoder.jit, decoder.jit and mean_std.pt in the folder `path`.
     `diffusers`: the same tokenizer there as an AutoencoderKLCosmos (cosmos-wds[diffusers]).
-    `patch`: the embedded one; taken from the base weights, else fitted on the shards."""
+    `patch`: the embedded one; at `path` when that is named, else taken from the base weights, else
+    fitted on the shards."""
     path: str = ""
     patch: int = 4
     """Pixels per side of one latent cell (`patch` only)."""
@@ -227,7 +260,7 @@ class Recipe(Settings):
         window, model = self.window, self.model
         for name, size, most in (
             ("frames", window.frames, model.max_frames),
-            ("height", window.height, model.max_height * spatial),
+            ("height", window.picture_height, model.max_height * spatial),
             ("width", window.width, model.max_width * spatial),
         ):
             if size > most:

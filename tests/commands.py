@@ -44,6 +44,8 @@ def check(line):
         load_pipeline(params["pipeline"], changes)
     elif name == "download" and not find_repository(params["name"]):
         load_pipeline(params["name"], changes)
+    elif name == "bench loader":
+        load_recipe(params["recipe"], changes)
     elif name in ("inspect model", "bench model"):
         find_subject(params["name"], params["preset"])
     elif name == "demo":

@@ -26,7 +26,7 @@ LAYERS = [
     {"rollout"},
     {"demo"},
     {"cli_tools", "cli_download"},
-    {"cli_shard"},
+    {"cli_shard", "cli_bench"},
     {"cli"},
     {"__main__"},
 ]
@@ -37,7 +37,7 @@ SISTERS = {"recipe": {"pipeline"}, "data": {"model"}, "model": {"data"}, "source
 
 LIGHT = (
     *("__init__", "__main__", "errors", "config", "console"),
-    *("sizes", "recipe", "pipeline", "cli", "cli_tools", "cli_download", "cli_shard"),
+    *("sizes", "recipe", "pipeline", "cli", "cli_tools", "cli_download", "cli_shard", "cli_bench"),
 )
 """Modules that a typo on the command line goes through: no torch, so that it is told at once."""
 

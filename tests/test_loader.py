@@ -1,5 +1,6 @@
 """The loader on real shards: the same global batches for any ranks, workers and history."""
 
+import gc
 import multiprocessing
 import operator
 import os
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from contextlib import suppress
@@ -19,10 +21,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from cosmos_wds.data.actions import relative_actions
 from cosmos_wds.data.index import SplitIndex
 from cosmos_wds.data.loader import Loader
+from cosmos_wds.data.loader import open_loader as open_by_recipe
+from cosmos_wds.data.processes import worker_context
+from cosmos_wds.data.sets import ShardSets
 from cosmos_wds.data.video import decode, resize
 from cosmos_wds.errors import CheckpointError, DataError
 from cosmos_wds.pipeline import ActionSettings, Pipeline, ShardSettings, SourceSettings
@@ -34,10 +40,10 @@ LENGTHS = (7, 5, 9, 2, 6, 8, 5, 3, 7, 6)  # 48 windows of 2 frames
 PADDING = "x" * 350_000  # so that a shard of one megabyte holds two episodes
 
 
-def make_shards(root, *, signal="state", accumulate=False, name="shards"):
+def make_shards(root, *, signal="state", accumulate=False, name="shards", splits=("train", "val")):
     """Shards of the recordings below `root`; existing ones are taken as they are."""
     pipeline = Pipeline(
-        source=SourceSettings(path=str(root / "raw"), splits=("train", "val")),
+        source=SourceSettings(path=str(root / "raw"), splits=splits),
         actions=ActionSettings(signal=signal, accumulate=accumulate),
         shards=ShardSettings(path=str(root / name), megabytes=1, workers=1),
     )
@@ -66,11 +72,13 @@ def copied(shards, tmp_path):
     return shutil.copytree(shards, tmp_path / "shards")
 
 
-def recipe_of(*, batch=4, workers=0, pool=2, seed=5, on_bad="error", group=2, **window):
+def recipe_of(*, batch=4, workers=0, kind="thread", pool=2, seed=5, on_bad="error", **window):
     window = {"frames": 2, "height": 16, "width": 24, **window}
     return Recipe(
         seed=seed,
-        data=DataSettings(workers=workers, pool=pool, shard_group=group, on_bad=on_bad),
+        data=DataSettings(
+            workers=workers, worker_kind=kind, pool=pool, shard_group=2, on_bad=on_bad
+        ),
         window=WindowSettings(**window),
         train=TrainSettings(batch=batch),
     )
@@ -111,17 +119,20 @@ def test_the_set_has_several_shards(shards):
     assert len(index.shards) == 5 and sum(n - 1 for n in LENGTHS) == 48
 
 
+@pytest.mark.parametrize("kind", ["thread", "process"])
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_global_batches_are_the_same_for_any_ranks_and_workers(shards, world, workers, reference):
+def test_global_batches_are_the_same_for_any_ranks_and_workers(
+    shards, world, workers, kind, reference
+):
     loaders = [
-        open_loader(shards, workers=workers, rank=rank, world=world) for rank in range(world)
+        open_loader(shards, workers=workers, kind=kind, rank=rank, world=world)
+        for rank in range(world)
     ]
     assert {loader.steps_per_epoch for loader in loaders} == {12}
     streams = [islice(loader, 15) for loader in loaders]
     assert [joined(parts) for parts in zip(*streams, strict=True)] == reference[:15]
     for loader in loaders:
-        assert loader.workers == min(workers, 4 // world)
         loader.close()
 
 
@@ -148,13 +159,14 @@ def test_restoring_at_every_step_goes_on_bit_for_bit(shards, reference):
         take(loader, 1)
 
 
-def test_state_counts_batches_handed_out_not_prefetched(shards, reference):
-    with open_loader(shards, workers=2) as loader:
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_state_counts_batches_handed_out_not_prefetched(shards, reference, kind):
+    with open_loader(shards, workers=2, kind=kind) as loader:
         for step in (0, 1, 5):
             assert loader.step == step
             assert take(loader, 1) == [reference[step]]
             loader.load_state_dict({**loader.state_dict(), "step": {0: 1, 1: 5, 5: 11}[step]})
-        assert take(loader, 14) == reference[11:25]  # the same workers, over two epochs' ends
+        assert take(loader, 14) == reference[11:25]  # over two epochs' ends
         assert loader.epoch == 2
 
 
@@ -215,7 +227,7 @@ def test_pixels_and_actions_are_those_of_the_episode(
     for shares in islice(loader, 2):
         assert shares.video.shape == (batch, 3, frames, height, width)
         assert shares.video.dtype == torch.uint8 and shares.action.dtype == torch.float32
-        assert shares.video.is_contiguous()
+        assert shares.video.permute(0, 2, 3, 4, 1).is_contiguous()
         assert shares.fps.tolist() == pytest.approx([5 / interval] * batch)
         for i, (key, start) in enumerate(zip(shares.key, shares.start, strict=True)):
             picked = range(start, start + (frames - 1) * interval + 1, interval)
@@ -265,25 +277,141 @@ def test_an_episode_is_decoded_once_but_where_lanes_part(shards, pool):
         assert len(lanes) <= loader.decoded <= lanes.total() <= len(lanes) + batch - 1
 
 
-def test_workers_decode_no_more_than_one_process_but_where_their_lanes_part(shards):
-    alone, several = open_loader(shards), open_loader(shards, workers=2)
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_workers_decode_no_more_than_none_would(shards, kind):
+    alone, several = open_loader(shards), open_loader(shards, workers=2, kind=kind)
     take(alone, 12), take(several, 12)
     several.close()
-    assert alone.decoded <= several.decoded <= alone.decoded + 1
+    assert several.decoded == alone.decoded
 
 
-def test_iterating_leaves_the_random_state_alone(shards):
+def test_of_several_cameras_an_episode_shows_one_another_one_from_epoch_to_epoch(shards):
+    index = SplitIndex.load(shards, "train")
+    rows = {row.key: number for number, row in enumerate(index.rows)}
+    seen = [
+        [resize(decode(index.read(row, name)), 16, 24) for name in ("mp4", "1.mp4")]
+        for row in range(len(rows))
+    ]
+    shown = Counter()
+    with open_loader(shards, camera=(0, 1), workers=2) as loader:
+        for step, batch in enumerate(islice(loader, 48)):
+            windows = loader.order.batch(step, range(4))
+            for video, key, start, choice in zip(
+                batch.video, batch.key, batch.start, windows.choices.tolist(), strict=True
+            ):
+                wanted = seen[rows[key]][choice][start : start + 2]
+                assert np.array_equal(video.permute(1, 2, 3, 0).numpy(), wanted)
+                shown[key, step // 12, choice] += 1
+    assert len(shown) == 4 * 10  # one camera of each episode in each epoch
+    assert len({(key, choice) for key, _, choice in shown}) > 10
+
+
+def test_several_cameras_are_stacked(shards):
+    both = open_loader(shards, camera=(1, 0), stacked=True)
+    single = [open_loader(shards, camera=camera) for camera in (1, 0)]
+    for batch, *parts in islice(zip(both, *single, strict=True), 5):
+        assert batch.video.shape == (4, 3, 2, 32, 24)
+        assert torch.equal(batch.video, torch.cat([part.video for part in parts], dim=3))
+
+
+def test_an_exact_resize_is_asked_for_in_the_window(shards):
+    index = SplitIndex.load(shards, "train")
+    held = open_loader(shards, resize="exact").read(0)
+    frames = decode(index.read(0, "mp4"))
+    assert np.array_equal(held.frames, resize(frames, 16, 24, exact=True))
+    assert not np.array_equal(held.frames, resize(frames, 16, 24))
+
+
+def test_several_sets_are_mixed_by_weight_on_any_ranks_and_from_any_step(recordings, shards):
+    other = make_shards(recordings, splits=("val",), name="other")
+    sets = ShardSets((SplitIndex.load(shards, "train"), SplitIndex.load(other, "val")))
+    recipe = recipe_of(batch=8, workers=2)
+    recipe = recipe.model_copy(
+        update={"data": recipe.data.model_copy(update={"weights": (3.0, 1.0)})}
+    )
+
+    def streams(world):
+        return [Loader(sets, recipe, rank=rank, world=world) for rank in range(world)]
+
+    [alone] = streams(1)
+    whole = take(alone, 24)
+    assert all(sum(key.startswith("val") for key in batch[3]) == 2 for batch in whole)
+    assert windows_of(whole[:8]) >= expected_windows(shards)  # 48 windows, 6 in a batch
+    small = Counter(w for w in windows_of(whole[:7]).elements() if w[0].startswith("val"))
+    assert set(small.values()) == {1} and small.total() == 14  # of 15, 2 in a batch
+    for world, step in ((2, 5), (4, 17)):
+        loaders = streams(world)
+        for loader in loaders:
+            loader.load_state_dict({**alone.state_dict(), "step": step})
+        parts = zip(*(islice(loader, 4) for loader in loaders), strict=True)
+        assert [joined(part) for part in parts] == whole[step : step + 4]
+        for loader in loaders:
+            loader.close()
+    alone.close()
+    unequal = recipe.model_copy(
+        update={"data": recipe.data.model_copy(update={"weights": (1.0, 1.0)})}
+    )
+    with pytest.raises(CheckpointError, match=r"lanes = 6\+2 then, 4\+4 now"):
+        Loader(sets, unequal).load_state_dict(alone.state_dict())
+    with pytest.raises(DataError, match="2 shard sets: evaluation reads one at a time"):
+        Loader(sets, recipe, training=False)
+
+
+def test_sets_whose_actions_mean_other_things_do_not_mix(recordings, shards):
+    other = make_shards(recordings, accumulate=True, name="accumulated")
+    with pytest.raises(DataError, match="do not mean the same: frame: previous here, first there"):
+        ShardSets(tuple(SplitIndex.load(place, "train") for place in (shards, other)))
+
+
+def test_a_recipe_opens_its_loader(recordings, shards, reference):
+    recipe = recipe_of(workers=1)
+    data = recipe.data.model_copy(update={"shards": str(shards)})
+    with open_by_recipe(recipe.model_copy(update={"data": data})) as loader:
+        assert take(loader, 3) == reference[:3]
+    data = data.model_copy(update={"shards": (str(shards), str(shards))})
+    with open_by_recipe(recipe.model_copy(update={"data": data}), split="val", batch=2) as loader:
+        assert [plan.batch_size for plan in loader.order.plans] == [1, 1]
+
+
+def test_torch_s_dataloader_takes_it_as_a_data_set(shards, reference):
+    loader = open_loader(shards, workers=1)
+    batches = DataLoader(loader, batch_size=None)
+    assert [facts(batch) for batch in islice(batches, 3)] == reference[:3]
+    assert loader.state_dict()["step"] == 3
+    loader.close()
+    doubled = DataLoader(
+        loader, batch_size=None, num_workers=1, multiprocessing_context=worker_context()
+    )
+    with pytest.raises(DataError, match="brings its own workers; give it to a DataLoader with"):
+        next(iter(doubled))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_other_error_names_shard_and_key_too(shards, workers, monkeypatch):
+    def broken(*_, **__):
+        raise MemoryError("out of it")
+
+    monkeypatch.setattr("cosmos_wds.data.reader.resize", broken)
+    with (
+        pytest.raises(RuntimeError, match=r"train-\d+\.tar: train_\d: MemoryError\('out of it'\)"),
+        open_loader(shards, workers=workers) as loader,
+    ):
+        take(loader, 1)
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_iterating_leaves_the_random_state_alone(shards, kind):
     before = torch.get_rng_state()
-    with open_loader(shards, workers=1) as loader:
+    with open_loader(shards, workers=1, kind=kind) as loader:
         take(loader, 2)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def damage(shards, kind, key_number=4):
+def damage(shards, kind, key_number=4, member="mp4"):
     """Break one episode of the set, or its whole shard; returns (row, shard's file)."""
     row = SplitIndex.load(shards, "train").rows[key_number]
     path = shards / row.shard
-    offset, size = row.members["mp4"]
+    offset, size = row.members[member]
     content = bytearray(path.read_bytes())
     if kind == "zeros":
         content[offset : offset + size] = bytes(size)
@@ -291,8 +419,8 @@ def damage(shards, kind, key_number=4):
         del content[offset + size // 2 :]
     elif kind == "other":
         content[offset - 512 : offset - 500] = b"another-name"
-    elif kind == "states":
-        place, _ = row.members["state.npy"]
+    elif kind == "actions":
+        place, _ = row.members["action.npy"]
         content[place : place + 6] = b"BROKEN"
     path.write_bytes(content)
     if kind == "missing":
@@ -300,7 +428,7 @@ def damage(shards, kind, key_number=4):
     return row, path
 
 
-KINDS = ["zeros", "truncated", "other", "states", "missing"]
+KINDS = ["zeros", "truncated", "other", "actions", "missing"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -318,8 +446,8 @@ def test_a_bad_episode_is_an_error_that_names_shard_and_key(copied, kind):
 def test_a_worker_s_error_arrives_at_its_step_as_one_line(copied, reference):
     damage(copied, "zeros")
     messages = set()
-    for workers in (0, 2):
-        with open_loader(copied, workers=workers) as loader:
+    for workers, kind in ((0, "thread"), (2, "thread"), (2, "process")):
+        with open_loader(copied, workers=workers, kind=kind) as loader:
             good = []
             with pytest.raises(DataError) as error:
                 for batch in loader:
@@ -335,9 +463,9 @@ def test_a_worker_s_error_arrives_at_its_step_as_one_line(copied, reference):
 def test_skipping_replaces_alike_on_every_run(copied, reference, kind, capfd):
     damage(copied, kind)
     runs = []
-    for world, workers in ((1, 0), (2, 0), (1, 2)):
+    for world, workers, of in ((1, 0, "thread"), (2, 2, "thread"), (1, 2, "process")):
         loaders = [
-            open_loader(copied, on_bad="skip", workers=workers, rank=rank, world=world)
+            open_loader(copied, on_bad="skip", workers=workers, kind=of, rank=rank, world=world)
             for rank in range(world)
         ]
         parts = zip(*(islice(loader, 12) for loader in loaders), strict=True)
@@ -351,6 +479,18 @@ def test_skipping_replaces_alike_on_every_run(copied, reference, kind, capfd):
     same = [old == new for old, new in zip(reference, batches, strict=False)]
     assert any(same) and not all(same)
     assert "bad episode replaced" in capfd.readouterr().err
+
+
+def test_a_rank_tells_its_own_bad_episodes(copied, capfd, monkeypatch):
+    damage(copied, "zeros")
+    monkeypatch.setenv("RANK", "1")
+    loaders = [open_loader(copied, on_bad="skip", rank=rank, world=4) for rank in range(4)]
+    for loader in loaders:
+        take(loader, 12)
+    told = capfd.readouterr().err
+    for rank, loader in enumerate(loaders):
+        assert (f"rank {rank}: bad episode replaced, 1 so far: " in told) == (loader.skipped > 0)
+    assert "rank 1" in told or "rank 2" in told or "rank 3" in told
 
 
 def test_skipping_resumes_alike(copied):
@@ -394,6 +534,7 @@ def test_a_position_in_another_order_is_refused(shards):
         (dict(batch=8, frames=3), "batch = 4 then, 8 now; frames = 2 then, 3 now"),
         (dict(split="val"), "index = "),
         (dict(height=32), "height = 16 then, 32 now"),
+        (dict(camera=(0, 1)), r"camera = 0 then, \(0, 1\) now"),
     ):
         with pytest.raises(CheckpointError, match=names):
             open_loader(shards, **settings_).load_state_dict(state)
@@ -409,7 +550,7 @@ def test_the_windows_left_out_are_told_once_an_epoch(shards, capfd):
 
 
 def test_a_killed_worker_is_a_clear_error_and_a_new_start_goes_on(shards, reference):
-    with open_loader(shards, workers=2) as loader:
+    with open_loader(shards, workers=2, kind="process") as loader:
         seen = take(loader, 2)
         victim = multiprocessing.active_children()[0].pid
         os.kill(victim, signal.SIGKILL)
@@ -419,8 +560,25 @@ def test_a_killed_worker_is_a_clear_error_and_a_new_start_goes_on(shards, refere
         assert seen[-3:] == reference[loader.step - 3 : loader.step]
 
 
-def test_closing_ends_the_workers(shards):
+def test_closing_ends_the_threads(shards):
+    before = set(threading.enumerate())
     loader = open_loader(shards, workers=2)
+    take(loader, 1)
+    assert len(set(threading.enumerate()) - before) == 3  # two readers, and one that cuts
+    loader.close()
+    assert not set(threading.enumerate()) - before
+    loader.close()
+
+
+def test_a_loader_that_is_dropped_leaves_no_thread(shards):
+    before = set(threading.enumerate())
+    take(open_loader(shards, workers=2), 1)
+    gc.collect()
+    assert not set(threading.enumerate()) - before
+
+
+def test_closing_ends_the_processes(shards):
+    loader = open_loader(shards, workers=2, kind="process")
     take(loader, 1)
     mine = {p.pid for p in multiprocessing.active_children()}
     assert len(mine) == 2
@@ -434,10 +592,14 @@ SCRIPT = """
 import sys, time
 from cosmos_wds.data.index import SplitIndex
 from cosmos_wds.data.loader import Loader
+from cosmos_wds.data.loader import open_loader as open_by_recipe
+from cosmos_wds.data.processes import worker_context
+from cosmos_wds.data.sets import ShardSets
 from cosmos_wds.recipe import DataSettings, Recipe, TrainSettings
 
 if __name__ == "__main__":
-    recipe = Recipe(data=DataSettings(workers=2), train=TrainSettings(batch=4))
+    data = DataSettings(workers=2, worker_kind=sys.argv[2])
+    recipe = Recipe(data=data, train=TrainSettings(batch=4))
     try:
         for batch in Loader(SplitIndex.load(sys.argv[1], "train"), recipe):
             print(batch.start, flush=True)
@@ -448,11 +610,12 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["thread", "process"])
 @pytest.mark.parametrize(
     "number, delay",
     [(signal.SIGINT, 0.3), (signal.SIGINT, 1.5), (signal.SIGINT, None), (signal.SIGKILL, None)],
 )
-def test_when_the_parent_ends_so_do_all_its_processes(shards, tmp_path, number, delay):
+def test_when_the_parent_ends_so_do_all_its_workers(shards, tmp_path, number, delay, kind):
     """SIGINT to the whole group, as a terminal sends it, and SIGKILL to the parent alone.
 
     delay   seconds from the start; None waits for batches
@@ -460,7 +623,7 @@ def test_when_the_parent_ends_so_do_all_its_processes(shards, tmp_path, number, 
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
     process = subprocess.Popen(
-        [sys.executable, str(script), str(shards)],
+        [sys.executable, str(script), str(shards), kind],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -492,3 +655,12 @@ def living_of_group(group):
             if int(of_group) == group and state != "Z":
                 found.append(path.parent.name)
     return found
+
+
+def test_readme_s_loader_runs(shards, capsys):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    [code] = [part for part in readme.split("```") if part.startswith("python\nfrom")]
+    for here, there in (("data/bridge/shards", str(shards)), ("64", "4"), ("256", "16")):
+        code = code.replace(here, there)
+    exec(code.removeprefix("python\n"), {})
+    assert capsys.readouterr().out.startswith("torch.Size([4, 3, 2, 16, 320]) torch.Size([4, 1, 7]")

@@ -3,13 +3,16 @@
 import time
 from collections import Counter
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cosmos_wds.data.plan import Plan, position_hash
+from cosmos_wds.data.plan import Plan
+from cosmos_wds.data.shuffle import position_hash, shuffled_places
 from cosmos_wds.errors import DataError
 
 quick = settings(max_examples=60, deadline=None)
@@ -31,7 +34,8 @@ def plans(draw, training=None):
         frames=frames,
         interval=interval,
         batch_size=draw(st.integers(1, total)),
-        pool=draw(st.integers(1, 6)),
+        pool=draw(st.integers(0, 6)),
+        choices=draw(st.integers(1, 3)),
         shard_group=draw(st.integers(1, 4)),
         seed=draw(st.integers(0, 2**40)),
         training=draw(st.booleans()) if training is None else training,
@@ -53,7 +57,7 @@ def epoch_batches(plan, epoch=0):
 
 
 def pairs(found):
-    rows, starts = found
+    rows, starts = found[:2]
     return list(zip(rows.tolist(), starts.tolist(), strict=True))
 
 
@@ -118,27 +122,42 @@ def test_a_step_is_found_without_what_came_before(plan, data):
 
 
 @quick
-@given(plans(), st.data())
-def test_batches_come_from_the_pools_and_a_pool_has_at_most_p_episodes(plan, data):
-    step = data.draw(st.integers(0, plan.steps_per_epoch - 1))
-    for lane in range(plan.lane_count(step)):
-        members = plan.pool_rows(step, [lane])
-        assert plan.batch(step, [lane])[0][0] in members
-        assert len(members) <= (plan.pool if plan.training else 1)
-
-
-@quick
-@given(plans(training=True))
-def test_a_lane_enters_each_pool_once(plan):
-    """So that an episode is decoded once per lane: no pool is come back to."""
+@given(plans())
+def test_a_lane_goes_through_pools_of_at_most_p_episodes_and_comes_back_to_none(plan):
+    """So that an episode is decoded once per lane, and few are held."""
+    steps = [plan.batch(step, range(plan.batch_size)) for step in range(plan.steps_per_epoch)]
     for lane in range(plan.batch_size):
-        seen = [plan.pool_rows(step, [lane]) for step in range(plan.steps_per_epoch)]
-        entered = [now for before, now in zip([None, *seen], seen, strict=False) if now != before]
-        assert sum(map(len, entered)) == len(set().union(*entered))
+        read = [(w.pools[lane], w.rows[lane]) for w in steps if lane < len(w.rows)]
+        runs = [pool for pool, _ in groupby(read, key=itemgetter(0))]
+        assert len(runs) == len(set(runs))
+        for pool in runs:
+            episodes = {row for number, row in read if number == pool}
+            assert len(episodes) <= (plan.pool or 1 if plan.training else 1)
+        if plan.pool or not plan.training:
+            assert len(set(read)) == len({row for _, row in read})
 
 
 @quick
-@given(plans(training=True))
+@given(plans(), st.integers(0, 3))
+def test_an_episode_shows_one_camera_in_an_epoch(plan, epoch):
+    epoch = epoch if plan.training else 0
+    shown = {}
+    for step in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch):
+        windows = plan.batch(step, range(plan.batch_size))
+        for row, choice in zip(windows.rows.tolist(), windows.choices.tolist(), strict=True):
+            assert shown.setdefault(row, choice) == choice < plan.choices
+
+
+def test_cameras_are_chosen_evenly_over_episodes_and_epochs():
+    plan = Plan(
+        lengths=np.full(300, 5), shards=np.zeros(300, int), frames=2, batch_size=8, choices=3
+    )
+    shown = np.array([plan.batch(step, range(8)).choices for step in range(1500)])
+    assert np.bincount(shown.ravel()) == pytest.approx([4000] * 3, rel=0.1)
+
+
+@quick
+@given(plans(training=True).filter(lambda plan: plan.pool))
 def test_an_episode_is_in_one_lane_or_straddles_neighbours(plan):
     lanes = {}
     for batch in epoch_batches(plan):
@@ -248,21 +267,44 @@ def test_25k_episodes_restore_in_well_under_a_second():
     plan = Plan(lengths=lengths, shards=np.arange(25_000) // 200, frames=2, batch_size=64)
     step = int(2.9 * plan.steps_per_epoch)
     begin = time.perf_counter()
-    rows, _ = plan.batch(step, range(64))
+    rows = plan.batch(step, range(64)).rows
     seconds = time.perf_counter() - begin
     assert len(rows) == 64 and plan.windows > 790_000
     assert seconds < 0.5, seconds
 
 
-def test_a_pool_of_the_whole_epoch_is_allowed():
-    """Latents are read at random: one pool, shuffled throughout."""
-    plan = Plan(
-        lengths=np.full(5_000, 33),
-        shards=np.arange(5_000) // 50,
-        frames=2,
-        batch_size=8,
-        pool=10**9,
-    )
-    steps = np.linspace(0, plan.steps_per_epoch - 1, 50).astype(int)
-    rows = np.array([plan.batch(int(step), range(8))[0] for step in steps])
-    assert min(len(set(rows[:, lane].tolist())) for lane in range(8)) > 40
+@quick
+@given(st.integers(1, 3000), st.integers(0, 2**40))
+def test_a_shuffle_that_is_not_stored_is_a_shuffle(size, seed):
+    places = np.arange(size)
+    found = shuffled_places(places, size, seed)
+    assert np.array_equal(np.sort(found), places)
+    some = np.random.default_rng(seed).integers(0, size, 5)
+    assert np.array_equal(shuffled_places(some, size, seed), found[some])
+
+
+@pytest.mark.parametrize("size", [6, 50, 64])
+def test_it_shuffles_evenly(size):
+    """Every place holds every item about equally often, and neighbours do not stay neighbours."""
+    count = 100 * size
+    found = np.array([shuffled_places(np.arange(size), size, seed) for seed in range(count)])
+    table = np.zeros((size, size), int)
+    np.add.at(table, (np.arange(size), found), 1)
+    assert abs(table - 100).max() < 55  # 5.5 standard deviations
+    apart = np.bincount((np.diff(found, axis=1) % size).ravel(), minlength=size)[1:] / count
+    assert abs(apart - 1).max() < 0.35, apart
+
+
+def test_a_pool_of_the_whole_epoch_shuffles_all_windows_and_restores_at_once():
+    """Two million windows: consecutive ones come from all over the epoch, and nothing is stored."""
+    lengths = np.full(50_000, 41)
+    base = dict(lengths=lengths, shards=np.arange(50_000) // 50, frames=2, batch_size=8, pool=0)
+    plan = Plan(**base)
+    begin = time.perf_counter()
+    windows = plan.batch(int(1.9 * plan.steps_per_epoch), range(8))
+    assert time.perf_counter() - begin < 0.5
+    assert len(set(windows.pools.tolist())) == 8
+    rows = np.array([plan.batch(step, range(8)).rows for step in range(500)])
+    assert len(np.unique(rows)) > 3700  # of 4,000 draws
+    assert np.histogram(rows, 10, (0, 50_000))[0] == pytest.approx([400] * 10, rel=0.3)
+    assert max(pool.table.nbytes for pool in plan._pools.values()) < 20_000

@@ -45,7 +45,8 @@ def test_settings_and_options_in_sentences_exist():
         "--set",
     }
     assert options
-    commands = ("download", "shard", "infer", "export x", "bench model x", "inspect x")
+    commands = ("download", "shard", "infer", "export x", "inspect x")
+    commands += ("bench model x", "bench loader x")
     known = {
         f"--{key.replace('_', '-')}"
         for words in commands

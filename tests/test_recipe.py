@@ -144,6 +144,14 @@ def test_all_problems_come_at_once(tmp_path):
         ("[train]\nsteps = true", "steps"),
         ("[train\nsteps = 1", "not valid TOML: "),
         ("[infer]\naugment_sigma = 0.5", "augment_sigma = 0.5: from 0"),
+        ("[data]\npool = -1", "pool = -1: must be 0 or more"),
+        ("[data]\nshards = []", "shards = []: name at least one set"),
+        ("[data]\nshards = ['a', 'b']\nweights = [1]", "1 numbers for 2 shard sets"),
+        ("[data]\nshards = ['a', 'b']\nweights = [1, 0]", "weights = [1.0, 0.0]: must be above 0"),
+        ("[data]\nworker_kind = 'fibre'", "worker_kind = 'fibre'"),
+        ("[window]\ncamera = [0, 0]", "camera = (0, 0): a camera's number, or a list of different"),
+        ("[window]\ncamera = []", "camera = (): a camera's number"),
+        ("[window]\ncamera = 'wrist'", "camera = 'wrist'"),
     ],
 )
 def test_a_problem_is_told_with_its_place_and_rule(tmp_path, text, told):

@@ -161,6 +161,13 @@ def test_resize_is_within_one_level_of_the_reference(case):
     assert np.abs(found.astype(int) - wanted).max() <= (0 if case == "same" else 1)
 
 
+@pytest.mark.parametrize("case", ["aspect", "down_480x640", "same", "up"])
+def test_an_exact_resize_is_the_reference_s_to_the_bit(case):
+    golden = load_file(GOLDEN / "resize.safetensors")
+    frames, wanted = (golden[f"{case}.{k}"].transpose(0, 2, 3, 1) for k in ("in", "uint8"))
+    assert np.array_equal(resize(frames, *wanted.shape[1:3], exact=True), wanted)
+
+
 def test_resize_takes_read_only_and_strided_frames():
     frames = moving_frames(4, 64, 96)
     frames.flags.writeable = False

@@ -1,4 +1,4 @@
-"""The shapes that data take between modules: Recording and Episode (raw), Window, Batch."""
+"""The shapes that data take between modules: Recording and Episode (raw), and Batch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,26 +103,22 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Window:
-    """`frames` frames of an episode, from `start`, every `interval`-th."""
-
-    episode: int
-    """Row of the split's index."""
-    start: int
-
-
-@dataclass(frozen=True)
 class Batch:
     """What a rank trains on at one step: its share of the global batch, lane after lane.
 
-    video   (B, 3, frames, H, W) uint8
     action  (B, frames-1, A) float32, scaled by the contract
     fps     (B,) float32, frames per second of the window (source fps / interval)
     key     B episode keys;  start  B first frames
+
+    and one of these, by what the shards hold:
+
+    video   (B, 3, frames, H, W) uint8; in memory channels come last, as decoders give them
+    latent  (B, C, frames, h, w) float16
     """
 
-    video: "Tensor"
     action: "Tensor"
     fps: "Tensor"
     key: tuple[str, ...]
     start: tuple[int, ...]
+    video: "Tensor | None" = None
+    latent: "Tensor | None" = None

@@ -142,6 +142,7 @@ class ShardIndex:
             shards=self.splits[name],
             rows=tuple(EpisodeRow(**table) for table in tables),
             digest=self.split_digest(name),
+            latents=self.latents,
         )
 
 
@@ -155,6 +156,8 @@ class SplitIndex:
     shards: tuple[ShardFile, ...]
     rows: tuple[EpisodeRow, ...]
     digest: str
+    latents: LatentFormat | None = None
+    """Of a set that holds latents instead of videos."""
 
     @classmethod
     def load(cls, place: Path | str | Storage, split: str) -> "SplitIndex":

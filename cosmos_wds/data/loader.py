@@ -1,39 +1,46 @@
-"""Batches in the plan's order: join what the workers send, hand out, pin; state in, state out.
+"""Batches in the plan's order, on any number of ranks and workers; state in, state out.
 
-A rank owns consecutive lanes of the plan, and each of its workers a consecutive part of these
-(lanes.py). A worker sends its part of every batch, and the parent joins the parts in lane order:
-a batch depends on the step alone, and a position is one integer.
+A rank owns consecutive lanes of the order (plan.py, mixture.py). Their windows are cut in line, by
+threads (threads.py) or by processes (processes.py): a batch depends on the step alone, whoever cuts
+it, and a position is one integer.
 """
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, islice
+import atexit
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
 from rich.markup import escape
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import IterableDataset, get_worker_info
 
-from cosmos_wds.console import say, warn
+from cosmos_wds.console import console, say
+from cosmos_wds.data.cut import Cutter, Part, open_reader
 from cosmos_wds.data.episode import Batch
 from cosmos_wds.data.index import SplitIndex
-from cosmos_wds.data.lanes import (
-    IDLE,
-    LaneStream,
-    Part,
-    begin_worker,
-    dead_workers,
-    start_server,
-    worker_context,
-)
-from cosmos_wds.data.plan import Plan
+from cosmos_wds.data.memory import keep_freed_memory
+from cosmos_wds.data.mixture import open_order
+from cosmos_wds.data.processes import Processes
+from cosmos_wds.data.reader import Held
+from cosmos_wds.data.sets import ShardSets
+from cosmos_wds.data.threads import in_line, in_threads
 from cosmos_wds.errors import CheckpointError, DataError
 from cosmos_wds.recipe import Recipe
 
 
-class Loader:
+def open_loader(recipe: Recipe, *, split: str = "", **options: Any) -> "Loader":
+    """The loader of a recipe's [data] and [window]; options as `Loader` takes them.
+
+    split   one of the sets' splits; the recipe's when it is left out
+
+    Raises DataError when the shards cannot be read, or do not go with the recipe.
+    """
+    return Loader(ShardSets.load(recipe.data, split), recipe, **options)
+
+
+class Loader(IterableDataset[Batch]):
     """The batches of one rank: `for batch in loader`, endless in training, one pass in evaluation.
 
     Iterating again goes on with the batch after the last one handed out; an evaluation that has
@@ -42,12 +49,12 @@ class Loader:
 
     step      batches handed out, over all epochs: the position
     skipped   windows replaced because their episode was bad (`on_bad = "skip"`), of this loader
-    decoded   episodes decoded for the batches handed out by this loader
+    decoded   episodes read for the batches handed out by this loader
     """
 
     def __init__(
         self,
-        index: SplitIndex,
+        sets: ShardSets | SplitIndex,
         recipe: Recipe,
         *,
         rank: int = 0,
@@ -61,30 +68,33 @@ class Loader:
         batch   windows per step over all ranks; 0 takes the recipe's
         pin     hand out page-locked memory, which a GPU copies from while it computes
         """
+        self.sets = sets if isinstance(sets, ShardSets) else ShardSets((sets,))
+        self._recipe, self._rank, self._pin = recipe, rank, pin
         batch = batch or recipe.train.batch
-        if batch % world:
-            low = batch // world * world
-            raise DataError(
-                f"batch = {batch}: {world} ranks cannot share it evenly; use "
-                f"{f'{low} or ' if low else ''}{low + world}, or another number of ranks"
-            )
-        self._index, self._recipe, self._rank, self._pin = index, recipe, rank, pin
-        self.plan = _plan(index, recipe, batch, training)
-        lanes = range(rank * batch // world, (rank + 1) * batch // world)
-        self.workers = min(recipe.data.workers, len(lanes))
-        self._stream = LaneStream(self.plan, index, recipe, _shares(lanes, max(1, self.workers)))
-        self._processes: DataLoader[Part] | None = None
-        self._parts: Iterator[Part] | None = None
-        self._told_epoch = -1
+        lanes = lanes_of_rank(batch, rank, world)
+        self.order = open_order(self.sets, recipe, batch, training=training)
+        self._reader = open_reader(self.sets, recipe.window)
+        self._parts: Iterator[list[Part]] | None = None
+        self._told: dict[int, int] = {}
         self._told_bad: set[int] = set()
         self.step = self.skipped = self.decoded = 0
-        if self.workers:
-            start_server()
+        keep_freed_memory()
+        skip_bad = recipe.data.on_bad == "skip"
+        self._cutter = Cutter(self.order, self._reader, lanes, skip_bad=skip_bad, pin=pin)
+        _OPEN.add(self)
+        self._processes: Processes | None = None
+        if recipe.data.workers and recipe.data.worker_kind == "process":
+            self._processes = Processes(
+                *(self.order, self._reader, lanes), workers=recipe.data.workers, skip_bad=skip_bad
+            )
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which every window (but those that fill no batch, in training) comes once."""
-        return self.plan.steps_per_epoch
+        """Steps in which every window (but those that fill no batch, in training) comes once.
+
+        Of several sets, the longest one's: each has epochs of its own.
+        """
+        return self.order.steps_per_epoch
 
     @property
     def epoch(self) -> int:
@@ -92,9 +102,14 @@ class Loader:
         return self.step // self.steps_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        while self.plan.training or self.step < self.steps_per_epoch:
+        if get_worker_info() is not None:
+            raise DataError(
+                "this loader brings its own workers; give it to a DataLoader with num_workers = 0 "
+                "and batch_size = None, or iterate over it as it is"
+            )
+        while self.order.training or self.step < self.steps_per_epoch:
             yield self._next()
-        self.step, self._parts = 0, None
+        self._restart(0)
 
     def state_dict(self) -> dict[str, int | str]:
         """The position after the last batch handed out, and what the order depends on."""
@@ -115,16 +130,20 @@ class Loader:
                 f"the loader stood in another order of data: {'; '.join(changed)}; "
                 "put back what the run began with, or start another one"
             )
-        self.step, self._parts = int(state["step"]), None
+        self._restart(int(state["step"]))
+
+    def read(self, row: int) -> Held:
+        """One episode by its row, counted through the sets, or what replaces a bad one.
+
+        Raises DataError for a bad one that is not skipped.
+        """
+        return self._cutter.read(row, 0)
 
     def close(self) -> None:
         """End the workers. Iterating again starts new ones."""
-        if self._processes is not None and self._processes._iterator is not None:
-            # Without this they would live as long as any traceback that refers to them.
-            self._processes._iterator._shutdown_workers()
-        self._parts = self._processes = None
-        self._stream.board.pid.fill_(IDLE)
-        self._stream.pool.keep(frozenset())
+        self._restart(self.step)
+        if self._processes is not None:
+            self._processes.close()
 
     def __enter__(self) -> "Loader":
         return self
@@ -133,20 +152,30 @@ class Loader:
         self.close()
 
     def _identity(self) -> dict[str, int | str]:
-        plan, window = self.plan, self._recipe.window
+        plan, window = self.order.plans[0], self._recipe.window
         return {
-            "index": self._index.digest,
+            "index": self.sets.digest,
+            "lanes": "+".join(str(plan.batch_size) for plan in self.order.plans),
             "seed": plan.seed,
-            "batch": plan.batch_size,
+            "batch": self.order.batch_size,
             "frames": plan.frames,
             "interval": plan.interval,
             "height": window.height,
             "width": window.width,
-            "camera": window.camera,
+            "camera": window.camera if isinstance(window.camera, int) else str(window.camera),
+            "stacked": int(window.stacked),
+            "resize": window.resize,
             "pool": plan.pool,
             "shard_group": plan.shard_group,
             "training": int(plan.training),
         }
+
+    def _restart(self, step: int) -> None:
+        """Let the next batch be that of `step`."""
+        parts, self._parts, self.step = self._parts, None, step
+        if parts is not None:
+            parts.close()  # type: ignore[attr-defined]  # a generator: ends its threads
+        self._cutter.forget()
 
     def _next(self) -> Batch:
         """The batch at `step`. Whatever goes wrong, the next call begins at this step again."""
@@ -154,131 +183,90 @@ class Loader:
         try:
             if self._parts is None:
                 self._parts = self._begin()
-            parts = list(islice(self._parts, max(1, self.workers)))
+            parts = next(self._parts)
             for part in parts:
                 if part.error:
                     raise DataError(part.error)
-        except BaseException as error:
-            self._parts = None
-            death = self._death(error)
-            if death is None:
-                raise
-            self.close()
-            raise DataError(death) from None
+        except BaseException:
+            self._restart(self.step)
+            raise
         self._count(parts)
         self.step += 1
-        return _join([part.batch for part in parts if part.batch], self._pin)
+        return self._batch(parts)
 
-    def _begin(self) -> Iterator[Part]:
-        """Parts from `step` on: worker 0, 1, ... of it, then of the next."""
-        self._stream.board.start[0] = self.step
-        if not self.workers:
-            return iter(self._stream)
-        with warnings.catch_warnings():
-            # The number of workers is the recipe's choice, also on a machine of fewer cores.
-            warnings.filterwarnings("ignore", message="This DataLoader will create")
-            if self._processes is None:
-                self._processes = DataLoader(
-                    self._stream,
-                    batch_size=None,
-                    num_workers=self.workers,
-                    collate_fn=_as_it_is,
-                    worker_init_fn=begin_worker,
-                    multiprocessing_context=worker_context(),
-                    persistent_workers=True,
-                    generator=torch.Generator(),  # else it draws from the trainer's random state
-                )
-            return iter(self._processes)
+    def _begin(self) -> Iterator[list[Part]]:
+        """The parts of each step from `step` on."""
+        if self._processes is not None:
+            return self._processes.parts(self.step)
+        if self._recipe.data.workers:
+            return in_threads(self._cutter, self.step, workers=self._recipe.data.workers)
+        return in_line(self._cutter, self.step)
 
-    def _death(self, error: BaseException) -> str | None:
-        """What to say if `error` is the end of a worker process."""
-        if not self.workers or not isinstance(error, RuntimeError | OSError | EOFError):
-            return None
-        board, dead = self._stream.board, dead_workers(self._stream.board)
-        if not dead and "DataLoader worker (pid" not in str(error):
-            return None
-        said = []
-        for worker in dead:
-            row, doing = int(board.reading[worker]), "between two episodes"
-            if row != IDLE:
-                doing = f"reading {self._index.rows[row].key} of {self._index.rows[row].shard}"
-            said.append(
-                f"worker {worker} of {self.workers} (process {board.pid[worker]}) died {doing}"
-            )
-        return (
-            f"{self._index.storage}: loader {'; '.join(said) or 'a worker died as it began'}. It "
-            "was killed, or memory (RAM or /dev/shm) ran out: lower [data] workers or pool, or set "
-            "workers = 0"
+    def _batch(self, parts: list[Part]) -> Batch:
+        """Parts, in the order of lanes, as one batch."""
+        reader, count = self._reader, sum(len(part.keys) for part in parts)
+        frames, action = parts[0].frames, parts[0].action
+        assert frames is not None and action is not None
+        if self._processes is not None:
+            frames = reader.blank(count, pin=self._pin)
+            # numpy copies in this thread; torch.cat would wake others, which costs more.
+            np.concatenate([part.frames.numpy() for part in parts], out=frames.numpy())
+            action = torch.from_numpy(np.concatenate([part.action.numpy() for part in parts]))
+        fps = torch.full((count,), self.sets.contract.fps / self.order.interval)
+        return Batch(
+            **reader.as_batch(frames),
+            action=action.pin_memory() if self._pin else action,
+            fps=fps.pin_memory() if self._pin else fps,
+            key=tuple(chain.from_iterable(part.keys for part in parts)),
+            start=tuple(chain.from_iterable(part.starts for part in parts)),
         )
 
-    def _count(self, parts: Sequence[Part]) -> None:
+    def _count(self, parts: list[Part]) -> None:
         self.decoded += sum(part.decoded for part in parts)
         for row, reason in chain.from_iterable(part.replaced for part in parts):
             self.skipped += 1
             if row not in self._told_bad:
                 self._told_bad.add(row)
-                warn(f"bad episode replaced, {len(self._told_bad)} so far: {escape(reason)}")
+                console.print(  # from whichever rank it is: no other one meets this window
+                    f"[yellow]warning:[/yellow] rank {self._rank}: bad episode replaced, "
+                    f"{len(self._told_bad)} so far: {escape(reason)}"
+                )
 
     def _tell_dropped(self) -> None:
-        if self._rank or self.epoch == self._told_epoch:
-            return
-        self._told_epoch = self.epoch
-        rows, starts = self.plan.dropped(self.epoch)
-        if len(rows):
+        """Say, when an epoch of a set begins or is continued, which windows fill no batch in it."""
+        for number, plan in enumerate(self.order.plans if not self._rank else ()):
+            epoch = self.step // plan.steps_per_epoch
+            if self._told.get(number) == epoch:
+                continue
+            self._told[number] = epoch
+            index, (rows, starts) = self.sets.parts[number], plan.dropped(epoch)
             which = [
-                f"{self._index.rows[r].key} {starts[rows == r].min()}-{starts[rows == r].max()}"
+                f"{index.rows[r].key} {starts[rows == r].min()}-{starts[rows == r].max()}"
                 for r in dict.fromkeys(rows.tolist())
             ]
-            say(
-                f"epoch {self.epoch}: {len(rows)} of {self.plan.windows} windows fill no batch and "
-                f"are left out: {escape(', '.join(which))}"
-            )
+            if which:
+                say(
+                    f"epoch {epoch}: {len(rows)} of {plan.windows} windows fill no batch and "
+                    f"are left out: {escape(', '.join(which))}"
+                )
 
 
-def _plan(index: SplitIndex, recipe: Recipe, batch: int, training: bool) -> Plan:
-    """The order of a split. Raises DataError when there is none."""
-    try:
-        return Plan(
-            lengths=index.lengths,
-            shards=index.shard_numbers,
-            frames=recipe.window.frames,
-            interval=recipe.window.interval,
-            batch_size=batch,
-            pool=recipe.data.pool,
-            shard_group=recipe.data.shard_group,
-            seed=recipe.seed,
-            training=training,
+_OPEN: "WeakSet[Loader]" = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """End the workers of loaders that nobody closed, while the interpreter is still whole."""
+    for loader in list(_OPEN):
+        loader.close()
+
+
+def lanes_of_rank(batch: int, rank: int, world: int) -> range:
+    """The lanes of a rank. Raises DataError when ranks cannot have equally many."""
+    if batch % world:
+        low = batch // world * world
+        raise DataError(
+            f"batch = {batch}: {world} ranks cannot share it evenly; use "
+            f"{f'{low} or ' if low else ''}{low + world}, or another number of ranks"
         )
-    except DataError as error:
-        raise DataError(f"{index.storage}, split {index.split}: {error}") from None
-
-
-def _shares(lanes: range, count: int) -> list[range]:
-    """`lanes` in `count` consecutive parts, as equal as can be."""
-    borders = [lanes.start + len(lanes) * i // count for i in range(count + 1)]
-    return [range(low, high) for low, high in zip(borders[:-1], borders[1:], strict=True)]
-
-
-def _join(batches: Sequence[Batch], pin: bool) -> Batch:
-    """Parts in lane order as one batch."""
-    return Batch(
-        video=_cat([b.video for b in batches], pin),
-        action=_cat([b.action for b in batches], pin),
-        fps=_cat([b.fps for b in batches], pin),
-        key=tuple(chain.from_iterable(b.key for b in batches)),
-        start=tuple(chain.from_iterable(b.start for b in batches)),
-    )
-
-
-def _cat(tensors: Sequence[Tensor], pin: bool) -> Tensor:
-    if len(tensors) == 1:
-        return tensors[0].pin_memory() if pin else tensors[0]
-    size = (sum(len(t) for t in tensors), *tensors[0].shape[1:])
-    out = torch.empty(size, dtype=tensors[0].dtype, pin_memory=pin)
-    # numpy copies in this thread; torch.cat would wake others, which costs more than the copy.
-    np.concatenate([t.numpy() for t in tensors], out=out.numpy())
-    return out
-
-
-def _as_it_is(part: Part) -> Part:
-    return part
+    return range(rank * batch // world, (rank + 1) * batch // world)

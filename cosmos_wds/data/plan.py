@@ -1,4 +1,4 @@
-"""The order of windows: a pure function of the index, the settings, the seed and the step.
+"""The order of one set's windows: a pure function of the index, settings, seed and step.
 
     shards, shuffled       s7 s2 | s5 s0 | ...        groups of `shard_group` shards
     their episodes         c a d b | h e g f | ...    shuffled within each group
@@ -11,34 +11,39 @@ number nor what ran before can change a batch, and an episode is needed by one l
 for those that straddle two). Only arrays of one number per episode are computed for an epoch, and
 of one number per window for the pools that a step touches: resuming is indexing.
 
-Shuffles sort by a hash of the position instead of drawing from `numpy.random`, whose streams may
-change between releases of numpy: a run resumed on another machine keeps its order.
+With pool = 0 the whole epoch is one pool: lane l takes the windows at places l * S, l * S + 1, ...
+of one shuffle of them all (S the lane's length), which is computed place by place and never stored.
+
+Shuffles use a hash of the position instead of `numpy.random`, whose streams may change between
+releases of numpy: a run resumed on another machine keeps its order.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
+from cosmos_wds.data.shuffle import position_hash, shuffled_places
 from cosmos_wds.errors import DataError
 
-SHARDS, EPISODES, WINDOWS, REPLACEMENTS = range(4)  # what a hash is for
+SHARDS, EPISODES, WINDOWS, REPLACEMENTS, CHOICES = range(5)  # what a hash is for
+BLOCK = 512  # windows of a lane that are looked up at once when the pool is the epoch
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-    """Finaliser of splitmix64: a bijection of uint64 that spreads every bit over all others."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+class Windows(NamedTuple):
+    """Some windows of a batch, lane after lane; arrays (n,) int64.
 
+    rows     of the index;  starts  first frames
+    choices  which of the window's cameras, the same for all windows of an episode in an epoch
+    pools    numbers the lanes' pools: what a lane keeps while its number stays
+    """
 
-def position_hash(values: np.ndarray, *words: int) -> np.ndarray:
-    """Hash each of `values` together with `words` to uint64, equally on every machine."""
-    key = np.zeros(1, np.uint64)
-    for word in words:
-        key = _mix(key + np.uint64(0x9E3779B97F4A7C15) + np.uint64(word & (2**64 - 1)))
-    return _mix(_mix(values.astype(np.uint64) + key) ^ key)
+    rows: np.ndarray
+    starts: np.ndarray
+    choices: np.ndarray
+    pools: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -51,14 +56,15 @@ class _Epoch:
 
 @dataclass(frozen=True)
 class _Pool:
-    """Windows first <= w < end of the epoch's list, in the order in which one lane reads them."""
+    """What one lane reads at places first <= p < end of the epoch's list.
+
+    table   (end - first, 4): row, start, choice, pool number
+    """
 
     epoch: int
     first: int
     end: int
-    episodes: np.ndarray
-    starts: np.ndarray
-    members: frozenset[int]
+    table: np.ndarray
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -67,6 +73,8 @@ class Plan:
 
     lengths   (E,) frames of each episode, by row of the index
     shards    (E,) number of the shard that holds it
+    pool      episodes that a lane shuffles together; 0: the windows of the whole epoch
+    choices   cameras of which an episode shows one, another one from epoch to epoch
 
     In training the order is new in every epoch, and the windows that do not fill a batch are left
     out (`dropped`). In evaluation (`training=False`) the order is the index's, every window comes,
@@ -80,14 +88,15 @@ class Plan:
     interval: int = 1
     pool: int = 4
     shard_group: int = 4
+    choices: int = 1
     seed: int = 0
     training: bool = True
     _epochs: dict[int, _Epoch] = field(default_factory=dict, init=False, repr=False)
     _pools: dict[int, _Pool] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        assert len(self.lengths) == len(self.shards)
-        assert min(self.frames, self.batch_size, self.interval, self.pool, self.shard_group) >= 1
+        assert len(self.lengths) == len(self.shards) and self.pool >= 0
+        assert min(self.frames, self.batch_size, self.interval, self.shard_group, self.choices) >= 1
         if not self.windows:
             longest = int(self.lengths.max()) if len(self.lengths) else 0
             raise DataError(
@@ -117,14 +126,11 @@ class Plan:
         """Windows of the whole split."""
         return int(self.counts.sum())
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Global batches in an epoch, the same for every rank."""
-        return (
-            self.windows // self.batch_size
-            if self.training
-            else -(-self.windows // self.batch_size)
-        )
+        whole, rest = divmod(self.windows, self.batch_size)
+        return whole if self.training else whole + (rest > 0)
 
     def lane_count(self, step: int) -> int:
         """How many lanes, from lane 0, hold a window at `step`: all, but in evaluation's last."""
@@ -132,26 +138,19 @@ class Plan:
             return self.batch_size
         return max(0, min(self.batch_size, self.windows - step * self.batch_size))
 
-    def batch(self, step: int, lanes: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
-        """The windows of `lanes` in global batch `step`: (rows of the index, first frames).
+    def batch(self, step: int, lanes: Iterable[int]) -> Windows:
+        """The windows of `lanes` in global batch `step`, which counts over all epochs.
 
-        `step` counts over all epochs. Lanes that have ended (`lane_count`) give nothing.
+        Lanes that have ended (`lane_count`) give nothing.
         """
         live = self.lane_count(step)
         found = [self._find(step, lane) for lane in lanes if lane < live]
-        rows = np.array([pool.episodes[at] for pool, at in found], np.int64)
-        return rows, np.array([pool.starts[at] for pool, at in found], np.int64)
-
-    def pool_rows(self, step: int, lanes: Iterable[int]) -> frozenset[int]:
-        """The episodes among which `lanes` choose around `step`: what is worth keeping decoded."""
-        live = self.lane_count(step)
-        members = (self._find(step, lane)[0].members for lane in lanes if lane < live)
-        return frozenset().union(*members)
+        return Windows(*np.array(found, np.int64).reshape(-1, 4).T)
 
     def dropped(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The windows that training leaves out in `epoch`: (rows of the index, first frames)."""
         end = self.steps_per_epoch * self.batch_size if self.training else self.windows
-        return self._locate(self._order(epoch), np.arange(end, self.windows))
+        return self._locate(epoch, self._shuffled(epoch, np.arange(end, self.windows)))
 
     def replacement(self, row: int, attempt: int) -> int:
         """The episode to read instead of bad episode `row`, spread evenly over those with windows.
@@ -166,16 +165,16 @@ class Plan:
     def _with_windows(self) -> np.ndarray:
         return np.flatnonzero(self.counts)
 
-    def _find(self, step: int, lane: int) -> tuple[_Pool, int]:
-        """The pool that `lane` reads at `step`, and the place in it."""
+    def _find(self, step: int, lane: int) -> np.ndarray:
+        """Row, start, choice and pool number of what `lane` reads at `step`."""
         assert step >= 0 and 0 <= lane < self.batch_size
         epoch, place = divmod(step, self.steps_per_epoch)
-        first, _ = self._lane(lane)
-        window = first + place
+        place += self._lane(lane)[0]
         pool = self._pools.get(lane)
-        if pool is None or pool.epoch != epoch or not pool.first <= window < pool.end:
-            pool = self._pools[lane] = self._shuffled_pool(epoch, lane, window)
-        return pool, window - pool.first
+        if pool is None or pool.epoch != epoch or not pool.first <= place < pool.end:
+            pool = self._pools[lane] = self._make_pool(epoch, lane, place)
+        found: np.ndarray = pool.table[place - pool.first]
+        return found
 
     def _lane(self, lane: int) -> tuple[int, int]:
         """First window of a lane and the window after its last, in the epoch's list."""
@@ -193,7 +192,7 @@ class Plan:
 
     def _make_order(self, epoch: int) -> _Epoch:
         episodes = self._with_windows
-        if self.training:
+        if self.training and self.pool:
             numbers, where = np.unique(self.shards[episodes], return_inverse=True)
             draws = position_hash(numbers, self.seed, epoch, SHARDS)
             rank = np.empty(len(numbers), np.int64)
@@ -204,27 +203,46 @@ class Plan:
         begins = np.concatenate([[0], np.cumsum(self.counts[episodes])])
         return _Epoch(episodes, begins)
 
-    def _shuffled_pool(self, epoch: int, lane: int, window: int) -> _Pool:
-        """The pool of `lane` that holds `window`; pools are counted from the lane's first episode.
+    def _make_pool(self, epoch: int, lane: int, place: int) -> _Pool:
+        """The pool of `lane` that holds `place`, or a block of it when it is the whole epoch.
 
-        In evaluation a pool is one episode, read in order.
+        Pools are counted from the lane's first episode. In evaluation a pool is one episode, read
+        in order.
         """
-        order = self._order(epoch)
-        size = self.pool if self.training else 1
         first, end = self._lane(lane)
-        lead, here = np.searchsorted(order.begins, [first, window], side="right") - 1
-        low = lead + (here - lead) // size * size
-        high = min(low + size, len(order.episodes))
-        first = max(first, int(order.begins[low]))
-        end = min(end, int(order.begins[high]))
-        windows = np.arange(first, end)
-        if self.training:
+        is_whole = self.training and not self.pool
+        if is_whole:
+            first = place - (place - first) % BLOCK
+            end = min(end, first + BLOCK)
+            windows = self._shuffled(epoch, np.arange(first, end))
+        else:
+            first, end = self._borders(epoch, first, end, place)
+            windows = np.arange(first, end)
+        if self.training and self.pool:
             draws = position_hash(windows, self.seed, epoch, WINDOWS)
             windows = windows[np.argsort(draws, kind="stable")]
-        rows, starts = self._locate(order, windows)
-        return _Pool(epoch, first, end, rows, starts, frozenset(np.unique(rows).tolist()))
+        rows, starts = self._locate(epoch, windows)
+        choices = position_hash(rows, self.seed, epoch, CHOICES) % np.uint64(self.choices)
+        number = epoch * self.windows + (windows if is_whole else np.full(len(windows), first))
+        return _Pool(epoch, first, end, np.stack([rows, starts, choices.astype(int), number], 1))
 
-    def _locate(self, order: _Epoch, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Places in the epoch's list -> (rows of the index, first frames)."""
+    def _borders(self, epoch: int, first: int, end: int, place: int) -> tuple[int, int]:
+        """First window of the pool that holds `place`, and the one after its last."""
+        begins = self._order(epoch).begins
+        size = self.pool if self.training else 1
+        lead, here = np.searchsorted(begins, [first, place], side="right") - 1
+        low = lead + (here - lead) // size * size
+        high = min(low + size, len(begins) - 1)
+        return max(first, int(begins[low])), min(end, int(begins[high]))
+
+    def _shuffled(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        """Places in the epoch -> windows of its list: the same, unless the pool is the epoch."""
+        if self.pool or not self.training:
+            return places
+        return shuffled_places(places, self.windows, self.seed, epoch, WINDOWS)
+
+    def _locate(self, epoch: int, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Windows of the epoch's list -> (rows of the index, first frames)."""
+        order = self._order(epoch)
         at = np.searchsorted(order.begins, windows, side="right") - 1
         return order.episodes[at], windows - order.begins[at]

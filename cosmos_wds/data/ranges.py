@@ -9,6 +9,7 @@ which version is meant (If-Match), and refuse another. Other stores have no such
 stamp is asked for again with a range when it is older than `LOOK_AGAIN_SECONDS`.
 """
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def _persistently(url: str, ask: Callable[[], T], between: Callable[[], None] = 
         except (FileNotFoundError, UserError):
             raise
         except Exception as error:  # noqa: BLE001  each library has its own, without a common base
-            said = first_line(error) or type(error).__name__
+            said = _words(error)
             if attempt == ATTEMPTS or not _may_pass(error):
                 break
         between()
@@ -117,6 +118,12 @@ def _persistently(url: str, ask: Callable[[], T], between: Callable[[], None] = 
         f"{url}: cannot be read: asked{times}, {said}; see that the store can be reached and the "
         "right to read is there"
     )
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+        return f"no answer in {REQUEST_SECONDS:g} s"
+    return first_line(error) or type(error).__name__
 
 
 def _may_pass(error: Exception) -> bool:

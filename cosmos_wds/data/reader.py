@@ -1,137 +1,189 @@
-"""Episodes ready to be cut into windows: from their members in the shards, and kept while needed.
+"""Episodes ready to be cut into windows, from their members in the shards.
 
-T frames, H rows, W columns, S state and A action dimensions. A loader asks an `EpisodePool` for
-episodes by their row in the index; the pool asks a reader, which knows what the shards hold.
+T frames, H rows, W columns, C latent channels, h x w latent cells, S state and A action dimensions.
+A loader asks a reader for episodes by their row: `VideoReader` here, or latents.py's.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from cosmos_wds.data.actions import ActionContract, relative_actions
 from cosmos_wds.data.index import SplitIndex, video_member
-from cosmos_wds.data.plan import Plan
+from cosmos_wds.data.sets import ShardSets
 from cosmos_wds.data.video import decode, resize
 from cosmos_wds.errors import DataError
 from cosmos_wds.recipe import WindowSettings
 
-REPLACEMENT_TRIES = 100
-
 
 @dataclass(frozen=True)
-class Decoded:
-    """One episode at the size of the windows.
+class Held:
+    """One episode, read.
 
-    row      its row in the index: another than was asked for when it replaces a bad episode
-    frames   (3, T, H, W) uint8;  state (T, S), action (T-1, A) float32 in physical units
+    row      counted through the sets: another than was asked for when it replaces a bad episode
+    frames   (T, H, W, 3) uint8, or latents (T, C, h, w) float16
+    actions  what `ActionWindows` cuts windows' actions from
+    reason   why the episode that was asked for is replaced
     """
 
     row: int
     key: str
     frames: np.ndarray
-    state: np.ndarray
-    action: np.ndarray
+    actions: np.ndarray
+    reason: str = ""
 
 
-class Mp4Reader:
-    """Reads the episodes of a split whose shards hold mp4 files."""
+class Reader(Protocol):
+    """What a loader asks of the kinds of shard sets."""
 
-    def __init__(self, index: SplitIndex, window: WindowSettings) -> None:
-        self.index, self.window = index, window
-        self.contract = index.contract
-        steps = (window.frames - 1) * window.interval
-        nothing = np.zeros((steps + 1, len(self.contract.names)))
-        self._actions(nothing, nothing[:steps], 0)  # a contract that forbids this interval says so
+    sets: ShardSets
+    actions: "ActionWindows"
+    is_instant: bool
+    """Whether reading an episode takes no time, so that no thread need do it ahead."""
 
-    def read(self, row: int) -> Decoded:
-        """Decode and resize one episode. Raises DataError naming shard and key."""
-        window, episode = self.window, self.index.rows[row]
-        member = video_member(window.camera)
-        if member not in episode.members:
-            shard = self.index.storage.name(episode.shard)
-            raise DataError(
-                f"{shard}: {episode.key}: no camera {window.camera}; it has "
-                f"{', '.join(map(str, _cameras(episode.members)))}: choose [window] camera"
-            )
-        name, data = self.index.name(row, member), self.index.read(row, member)
-        pictures = resize(
-            decode(data, range(episode.frames), name=name), window.height, window.width
-        )
-        width = len(self.contract.names)
-        return Decoded(
-            row=row,
-            key=episode.key,
-            frames=np.ascontiguousarray(pictures.transpose(3, 0, 1, 2)),
-            state=self._array(row, "state.npy", (episode.frames, width)),
-            action=self._array(row, "action.npy", (episode.frames - 1, width)),
-        )
+    def read(self, row: int, choice: int = 0) -> Held:
+        """One episode, seen by one choice of cameras. Raises DataError naming shard and key."""
+        ...
 
-    def actions(self, episode: Decoded, start: int) -> np.ndarray:
-        """A window's actions, (frames-1, A) float32, scaled by the contract."""
-        return self.contract.scaled(self._actions(episode.state, episode.action, start))
+    def members(self, choice: int) -> list[str]:
+        """The members that `read` reads."""
+        ...
 
-    def _actions(self, state: np.ndarray, action: np.ndarray, start: int) -> np.ndarray:
-        window = self.window
+    def blank(self, count: int, *, pin: bool = False) -> Tensor:
+        """Memory for `count` windows."""
+        ...
+
+    def slots(self, blank: Tensor) -> np.ndarray:
+        """That memory as (count, frames, ...), to be filled with frames as they are held."""
+        ...
+
+    def as_batch(self, blank: Tensor) -> dict[str, Tensor]:
+        """The filled memory by its name in a Batch."""
+        ...
+
+
+class ActionWindows:
+    """The actions of windows, out of what shards hold of an episode."""
+
+    def __init__(self, contract: ActionContract, window: WindowSettings) -> None:
+        """Raises DataError for an interval that the contract forbids."""
+        self.contract, self._window = contract, window
+        self.count = window.frames - 1
+        """Actions of a window."""
+        self._steps = self.count * window.interval
+        is_recorded = window.interval == 1 and not contract.accumulate
+        self.member = "action.npy" if is_recorded else "state.npy"
+        """What windows' actions are rows of, or made from."""
+        nothing = np.zeros((self._steps + 1, len(contract.names)))
+        self._of_window(nothing, nothing[: self._steps], 0)
+
+    def rows(self, read: Callable[[str, int], np.ndarray], frames: int) -> np.ndarray:
+        """What windows are cut from. `read` gives a member of so many rows of A numbers.
+
+        Row i is the action that leads from frame i to frame i + interval; but where the contract
+        looks from the window's first frame, rows are the states.
+        """
+        if self.member == "action.npy":
+            return read(self.member, frames - 1)
+        state = read(self.member, frames)
+        if self.contract.accumulate:
+            return state
+        interval = self._window.interval
+        rows = np.empty((max(0, frames - interval), state.shape[1]))
+        for phase in range(min(interval, len(rows))):
+            rows[phase::interval] = relative_actions(state[phase::interval])
+        return rows
+
+    def cut(self, rows: np.ndarray, start: int) -> np.ndarray:
+        """One window's actions (frames-1, A) in physical units."""
+        if self.contract.accumulate:
+            return self._of_window(rows, rows, start)
+        return rows[start : start + self._steps : self._window.interval]
+
+    def _of_window(self, state: np.ndarray, action: np.ndarray, start: int) -> np.ndarray:
+        window = self._window
         return self.contract.window_actions(
             state, action, start=start, frames=window.frames, interval=window.interval
         )
 
-    def _array(self, row: int, member: str, shape: tuple[int, int]) -> np.ndarray:
-        array = self.index.read_array(row, member)
-        if array.shape != shape:
-            found, wanted = ("x".join(map(str, s)) for s in (array.shape, shape))
+
+class VideoReader:
+    """Reads the episodes of sets that hold mp4 files: decoded whole, resized once."""
+
+    is_instant = False
+
+    def __init__(self, sets: ShardSets, window: WindowSettings) -> None:
+        self.sets, self._window = sets, window
+        self.actions = ActionWindows(sets.contract, window)
+
+    def read(self, row: int, choice: int = 0) -> Held:
+        index, at = self.sets.find(row)
+        episode = index.rows[at]
+        seen = [self._seen(index, at, camera) for camera in self._cameras(choice)]
+        return Held(
+            row=row,
+            key=episode.key,
+            frames=seen[0] if len(seen) == 1 else np.concatenate(seen, axis=1),
+            actions=self.actions.rows(
+                lambda member, count: read_rows(index, at, member, count), episode.frames
+            ),
+        )
+
+    def members(self, choice: int) -> list[str]:
+        return [*map(video_member, self._cameras(choice)), self.actions.member]
+
+    def blank(self, count: int, *, pin: bool = False) -> Tensor:
+        window = self._window
+        shape = (count, window.frames, window.picture_height, window.width, 3)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+
+    def slots(self, blank: Tensor) -> np.ndarray:
+        return blank.numpy()
+
+    def as_batch(self, blank: Tensor) -> dict[str, Tensor]:
+        return {"video": blank.permute(0, 4, 1, 2, 3)}
+
+    def _cameras(self, choice: int) -> tuple[int, ...]:
+        cameras = self._window.cameras
+        return cameras if self._window.stacked else cameras[choice : choice + 1]
+
+    def _seen(self, index: SplitIndex, at: int, camera: int) -> np.ndarray:
+        """One camera's frames at the size of the windows."""
+        window, episode, member = self._window, index.rows[at], video_member(camera)
+        if member not in episode.members:
             raise DataError(
-                f"{self.index.name(row, member)}: {found} numbers, and the index says {wanted}; "
-                "shard it again"
+                f"{index.storage.name(episode.shard)}: {episode.key}: no camera {camera}; it has "
+                f"{', '.join(map(str, _camera_numbers(episode.members)))}: choose [window] camera"
             )
-        return array
+        name, data = index.name(at, member), index.read(at, member)
+        frames = decode(data, range(episode.frames), name=name)
+        return resize(frames, window.height, window.width, exact=window.resize == "exact")
 
 
-def _cameras(members: Iterable[str]) -> Iterator[int]:
+def read_rows(index: SplitIndex, at: int, member: str, count: int) -> np.ndarray:
+    """A member of `count` rows of A numbers. Raises DataError when it is anything else."""
+    wanted = (count, len(index.contract.names))
+    return checked(index, at, member, index.read_array(at, member), wanted)
+
+
+def checked(
+    index: SplitIndex, at: int, member: str, array: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    """`array`, if it has this shape. Raises DataError naming the member."""
+    if array.shape != shape:
+        found, wanted = ("x".join(map(str, s)) for s in (array.shape, shape))
+        raise DataError(
+            f"{index.name(at, member)}: {found} numbers, and the index says {wanted}; "
+            "make the set again"
+        )
+    return array
+
+
+def _camera_numbers(members: Iterable[str]) -> Iterator[int]:
     for name in members:
         if name == "mp4" or name.endswith(".mp4"):
             yield int(name.removesuffix("mp4").removesuffix(".") or 0)
-
-
-class EpisodePool:
-    """The episodes among which some lanes choose, each decoded once per pass through its pool.
-
-    What is still needed is known from the plan, so it is kept by name (`keep`) and not by how
-    lately it was used: a bound on the count alone would throw out episodes that come again.
-    """
-
-    def __init__(self, plan: Plan, reader: Mp4Reader, *, skip_bad: bool) -> None:
-        self._plan, self._reader, self._skip_bad = plan, reader, skip_bad
-        self._held: dict[int, Decoded] = {}
-        self.bad: dict[int, str] = {}
-        """Row and reason of each bad episode met so far, when they are skipped."""
-        self.decoded = 0
-        """Episodes decoded so far."""
-
-    def keep(self, rows: frozenset[int]) -> None:
-        """Forget all episodes but these."""
-        for row in self._held.keys() - rows:
-            del self._held[row]
-
-    def get(self, row: int) -> Decoded:
-        """An episode, or what replaces it. Raises DataError for a bad one that is not skipped."""
-        if row not in self._held:
-            self._held[row] = self._read(row)
-        return self._held[row]
-
-    def _read(self, row: int) -> Decoded:
-        others = (self._plan.replacement(row, attempt) for attempt in range(REPLACEMENT_TRIES))
-        for candidate in chain([row], others):
-            if candidate in self.bad:
-                continue
-            try:
-                episode = self._reader.read(candidate)
-            except DataError as error:
-                if not self._skip_bad:
-                    raise
-                self.bad[candidate] = str(error)
-            else:
-                self.decoded += 1
-                return episode
-        raise DataError(f"{self.bad[row]}; {REPLACEMENT_TRIES} episodes tried instead are bad too")

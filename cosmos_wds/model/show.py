@@ -45,7 +45,8 @@ def find_subject(name: str, preset: Literal["ours", "reference"]) -> Subject:
     recipe = load_recipe(name)
     factor = recipe.tokenizer.factor
     window = recipe.window
-    return Subject(recipe.model, (window.frames, window.height // factor, window.width // factor))
+    height, width = window.picture_height // factor, window.width // factor
+    return Subject(recipe.model, (window.frames, height, width))
 
 
 def facts_table(name: str, preset: Literal["ours", "reference"] = "ours") -> Iterator[Table | str]:

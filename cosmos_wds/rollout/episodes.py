@@ -14,7 +14,8 @@ import numpy as np
 from cosmos_wds.console import say
 from cosmos_wds.data.actions import ActionContract
 from cosmos_wds.data.index import ShardIndex
-from cosmos_wds.data.reader import Mp4Reader
+from cosmos_wds.data.reader import VideoReader
+from cosmos_wds.data.sets import ShardSets
 from cosmos_wds.errors import DataError
 from cosmos_wds.recipe import WindowSettings
 from cosmos_wds.rollout.inputs import rollout_actions
@@ -113,15 +114,13 @@ def held_out(
     if count < min(episodes or len(index.rows), len(index.rows)):
         say(f"{split}: {count} of {len(index.rows)} episodes have {steps} actions")
     rows = [int(long_enough[i * len(long_enough) // count]) for i in range(count)]
-    reader = Mp4Reader(index, window)
+    reader = VideoReader(ShardSets((index,)), window)
     frames, actions = [], []
     for row in rows:
-        episode = reader.read(row)
-        shown = episode.frames[:, : steps * window.interval + 1 : window.interval]
-        frames.append(shown.transpose(1, 2, 3, 0))
-        actions.append(
-            rollout_actions(contract, episode.state, episode.action, window=window, count=steps)
-        )
+        shown = reader.read(row).frames
+        frames.append(shown[: steps * window.interval + 1 : window.interval])
+        state, action = (index.read_array(row, f"{name}.npy") for name in ("state", "action"))
+        actions.append(rollout_actions(contract, state, action, window=window, count=steps))
     return HeldOut(
         keys=tuple(index.rows[row].key for row in rows),
         texts=tuple(str(index.read_json(row).get("text", "")) for row in rows),

@@ -52,7 +52,12 @@ def read_inputs(
         rows = chained(contract, read_array(actions, contract), window)
         return Inputs(_fit(read_picture(first), window), rows, None)
     episode = read_annotation(actions)
-    video = _video(episode, window.camera, actions)
+    if window.stacked:
+        raise ConfigError(
+            f"{actions}: the model sees {len(window.cameras)} cameras one below the other; give it "
+            "a first frame of that kind, and actions as .npy"
+        )
+    video = _video(episode, window.cameras[0], actions)
     count = (len(episode.state) - 1) // window.interval
     if count < 1:
         raise DataError(

@@ -54,7 +54,7 @@ def rollout(
     assert first.ndim == 4 and actions.ndim == 3 and len(first) == len(actions) > 0
     assert actions.shape[1] > 0 and np.isfinite(actions).all()
     load_guardrail(run.recipe.infer.guardrail)
-    first = resize(first, run.recipe.window.height, run.recipe.window.width)
+    first = resize(first, run.recipe.window.picture_height, run.recipe.window.width)
     generated = np.empty((len(first), actions.shape[1], *first.shape[1:]), np.uint8)
     for begin in range(0, len(first), run.recipe.infer.batch):
         rows = slice(begin, begin + run.recipe.infer.batch)

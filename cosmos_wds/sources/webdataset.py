@@ -8,7 +8,6 @@ other members are left out by name.
 import hashlib
 import io
 import json
-import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,13 +17,11 @@ import numpy as np
 
 from cosmos_wds.data.episode import Episode, Recording
 from cosmos_wds.data.storage import Storage, storage
+from cosmos_wds.data.tars import Member, TarSample, find_tars, scan, split_of
 from cosmos_wds.errors import DataError
 from cosmos_wds.pipeline import Pipeline
-from cosmos_wds.sources.tars import Member, TarSample, scan
 from cosmos_wds.sources.values import finite, numbers, steps, text
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Words in the names of files and folders, and the splits that they mean."""
 ARRAYS = {"action": ("action", "actions"), "state": ("state", "states")}
 TEXTS = ("text", "texts", "instruction", "caption")
 DERIVED = {
@@ -63,7 +60,7 @@ class WebdatasetSource:
 
     def list(self, split: str) -> list[Recording]:
         """Samples in the order of the tars; names of samples that come again get a number."""
-        tars = [tar for tar in _tars(self.storage) if _split_of(tar) == split]
+        tars = [tar for tar in find_tars(self.storage) if split_of(tar) == split]
         with ThreadPoolExecutor(THREADS) as pool:
             found = list(pool.map(lambda tar: list(scan(self.storage, tar)), tars))
         recordings: list[Recording] = []
@@ -166,19 +163,6 @@ def open_webdataset(pipeline: Pipeline) -> WebdatasetSource:
     return WebdatasetSource(storage(pipeline.source.path), pipeline.source.splits)
 
 
-def _tars(storage: Storage) -> list[str]:
-    """All tars of a folder and of those directly below it, in order."""
-    names = storage.list()
-    others = [name for name in names if not name.startswith(".") and name[-4:] != ".tar"]
-    folders = [name for name in others if storage.has_folder(name)]
-    names += [f"{folder}/{name}" for folder in folders for name in storage.list(folder)]
-    tars = sorted(name for name in names if name.endswith(".tar"))
-    if not tars:
-        what = "no tar" if storage.has_folder() else "no such folder"
-        raise DataError(f"{storage}: {what}; give the folder that holds them")
-    return tars
-
-
 def _new(wanted: str, taken: set[str]) -> str:
     """A name that nobody has: the wanted one, or with a number behind."""
     name, number = wanted, 1
@@ -187,12 +171,6 @@ def _new(wanted: str, taken: set[str]) -> str:
         name = f"{wanted}~{number}"
     taken.add(name)
     return name
-
-
-def _split_of(tar: str) -> str:
-    """The first word of a path that names a split; `train` when none does."""
-    words = re.split(r"[^a-z]+", tar.lower())
-    return next((SPLITS[word] for word in words if word in SPLITS), "train")
 
 
 def _is_video(name: str) -> bool:

@@ -76,12 +76,12 @@ def _facts(recipe: Recipe, place: Place) -> dict[str, str]:
         recipe.model,
         action_dims=ACTION_DIMS,
         frames=window.frames,
-        height=window.height // factor,
+        height=window.picture_height // factor,
         width=window.width // factor,
     )
     found = {
         "parameters": f"{facts.total:,} ({facts.on_device:,} without the text path)",
-        "window": f"{window.frames} frames of {window.height}x{window.width}, every "
+        "window": f"{window.frames} frames of {window.picture_height}x{window.width}, every "
         f"{window.interval}",
         "base": recipe.model.base or "none",
         "steps": str(place.step or "unknown"),

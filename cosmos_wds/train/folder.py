@@ -26,7 +26,7 @@ METRICS, BAD_BATCH, CHECKPOINTS = "metrics.jsonl", "bad_batch.json", "checkpoint
 
 FREE = {
     *("project", "group", "name", "output"),
-    *("data.shards", "data.workers", "data.cache", "data.cache_gb"),
+    *("data.shards", "data.workers", "data.worker_kind", "data.cache", "data.cache_gb"),
     *("train.accumulate", "train.parallel", "train.device", "train.compile"),
     *("train.save_every", "train.keep", "train.log_every"),
 }

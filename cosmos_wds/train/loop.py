@@ -126,8 +126,7 @@ def backward(run: Training, batch: Batch) -> Tensor:
     total = torch.zeros((), device=device)
     for i in range(count):
         part = slice(i * rows, (i + 1) * rows)
-        with torch.no_grad():
-            latent = run.tokenizer.encode(batch.video[part].to(device, non_blocking=True))
+        latent = encoded(run, batch, part)
         with gradients_stay(run.model) if i + 1 < count else nullcontext():
             with torch.autocast(device.type, run.precision, enabled=run.precision != torch.float32):
                 losses = run.model(
@@ -140,6 +139,16 @@ def backward(run: Training, batch: Batch) -> Tensor:
             loss.backward()
         total += loss.detach()
     return total
+
+
+@torch.no_grad()
+def encoded(run: Training, batch: Batch, part: slice) -> Tensor:
+    """Some of the batch's windows as float32 latents (B, C, T, h, w) on the run's device."""
+    if batch.latent is not None:
+        return batch.latent[part].to(run.ranks.device, non_blocking=True).float()
+    assert batch.video is not None
+    video = batch.video[part].to(run.ranks.device, non_blocking=True)
+    return run.tokenizer.encode(video.contiguous())
 
 
 def save(run: Training, watch: Watch) -> None:

@@ -12,16 +12,14 @@ from torch import nn
 
 from cosmos_wds.config import dump, write_text
 from cosmos_wds.console import say
-from cosmos_wds.data.cache import open_shards
-from cosmos_wds.data.index import SplitIndex
 from cosmos_wds.data.loader import Loader
-from cosmos_wds.data.reader import EpisodePool, Mp4Reader
+from cosmos_wds.data.sets import ShardSets
 from cosmos_wds.diffusion.edm import Denoiser
-from cosmos_wds.errors import CheckpointError, ConfigError
+from cosmos_wds.errors import CheckpointError, ConfigError, DataError
 from cosmos_wds.model.names import from_released, to_released
 from cosmos_wds.model.tokenizer import Tokenizer
 from cosmos_wds.model.tokenizer_patch import PatchTokenizer
-from cosmos_wds.model.tokenizers import load_tokenizer
+from cosmos_wds.model.tokenizers import load_tokenizer, open_tokenizer
 from cosmos_wds.model.weight_files import load_pt, read_state
 from cosmos_wds.model.weights import load_state
 from cosmos_wds.recipe import Recipe
@@ -55,7 +53,7 @@ FRAMES_OF_EPISODE = 8
 class Inputs:
     """What a run reads: found and checked before anything is written."""
 
-    index: SplitIndex
+    sets: ShardSets
     loader: Loader
     lanes: range
     base: Place | None
@@ -103,13 +101,13 @@ class Training:
         return (
             self.tokenizer.channels,
             window.frames,
-            window.height // factor,
+            window.picture_height // factor,
             window.width // factor,
         )
 
     def digests(self) -> dict[str, str]:
         """Of what the weights depend on, and a resume must find again."""
-        contract = self.inputs.index.contract
+        contract = self.inputs.sets.contract
         return {"action contract": contract.digest, "tokenizer": self.tokenizer.digest}
 
     def parts(self) -> dict[str, Any]:
@@ -132,15 +130,15 @@ class Training:
 def find_inputs(recipe: Recipe, ranks: Ranks) -> Inputs:
     """Open the shards and find the base weights. Raises UserError; writes nothing."""
     lanes = lanes_of(ranks, recipe.train)
-    index = SplitIndex.load(open_shards(recipe.data.shards, recipe.data), recipe.data.split)
+    sets = ShardSets.load(recipe.data)
     loader = Loader(
-        index, recipe, rank=ranks.rank, world=ranks.world, pin=ranks.device.type == "cuda"
+        sets, recipe, rank=ranks.rank, world=ranks.world, pin=ranks.device.type == "cuda"
     )
     base = None
     if recipe.model.base and latest_step(recipe.run_folder / files.CHECKPOINTS) is None:
         base = find_weights(recipe.model.base)
-        check_contract(base, index.contract)
-    return Inputs(index, loader, lanes, base)
+        check_contract(base, sets.contract)
+    return Inputs(sets, loader, lanes, base)
 
 
 def start(recipe: Recipe, ranks: Ranks, inputs: Inputs) -> Training | None:
@@ -175,7 +173,7 @@ def prepare_folder(recipe: Recipe, inputs: Inputs, *, is_new: bool) -> None:
     if not is_new:
         return
     write_text(folder / files.RECIPE, dump(recipe))
-    contract = json.dumps(inputs.index.contract.to_dict(), indent=1)
+    contract = json.dumps(inputs.sets.contract.to_dict(), indent=1)
     write_text(folder / files.CONTRACT, contract + "\n")
     if recipe.tokenizer.kind == "patch":
         path = folder / files.TOKENIZER
@@ -185,9 +183,19 @@ def prepare_folder(recipe: Recipe, inputs: Inputs, *, is_new: bool) -> None:
 
 
 def embedded_tokenizer(recipe: Recipe, inputs: Inputs) -> PatchTokenizer:
-    """The base's, since its latents are what the base has learnt; else fitted on the shards."""
-    if inputs.base and inputs.base.folder and (inputs.base.folder / files.TOKENIZER).is_file():
-        tokenizer = PatchTokenizer.load(inputs.base.folder / files.TOKENIZER)
+    """The one that is named, or the base's, whose latents it has learnt; else fitted on shards."""
+    base = inputs.base.folder if inputs.base else None
+    if recipe.tokenizer.path:
+        kind, tokenizer = open_tokenizer(recipe.tokenizer.path)
+        if not isinstance(tokenizer, PatchTokenizer):
+            raise ConfigError(f"[tokenizer] kind = 'patch', but {recipe.tokenizer.path} is {kind}")
+    elif base and (base / files.TOKENIZER).is_file():
+        tokenizer = PatchTokenizer.load(base / files.TOKENIZER)
+    elif inputs.sets.latents:
+        raise ConfigError(
+            f"{inputs.sets}: latents hold no frames to fit a tokenizer on; set [tokenizer] path to "
+            "the one that made them"
+        )
     else:
         say("fitting the tokenizer on the shards' frames")
         tokenizer = PatchTokenizer.fit(
@@ -207,23 +215,32 @@ def embedded_tokenizer(recipe: Recipe, inputs: Inputs) -> PatchTokenizer:
 
 def some_frames(recipe: Recipe, inputs: Inputs) -> torch.Tensor:
     """About [tokenizer] fit_frames frames (N, 3, H, W) uint8, spread over episodes and time."""
-    index, count = inputs.index, recipe.tokenizer.fit_frames
-    reader = Mp4Reader(index, recipe.window)
-    pool = EpisodePool(inputs.loader.plan, reader, skip_bad=recipe.data.on_bad == "skip")
-    episodes = min(len(index.rows), max(1, count // FRAMES_OF_EPISODE))
+    total, count = inputs.sets.episodes, recipe.tokenizer.fit_frames
+    episodes = min(total, max(1, count // FRAMES_OF_EPISODE))
     found = []
-    for row in torch.linspace(0, len(index.rows) - 1, episodes).long().tolist():
-        frames = torch.from_numpy(pool.get(row).frames)
-        pool.keep(frozenset())
-        times = torch.linspace(0, frames.shape[1] - 1, min(frames.shape[1], -(-count // episodes)))
-        found.append(frames[:, times.long()].transpose(0, 1))
+    for row in torch.linspace(0, total - 1, episodes).long().tolist():
+        frames = torch.from_numpy(inputs.loader.read(row).frames)
+        times = torch.linspace(0, len(frames) - 1, min(len(frames), -(-count // episodes)))
+        found.append(frames[times.long()].permute(0, 3, 1, 2).contiguous())
     return torch.cat(found)
+
+
+def check_latents(inputs: Inputs, tokenizer: Tokenizer) -> None:
+    """Raise DataError when the shards hold latents of another tokenizer than the run's."""
+    latents = inputs.sets.latents
+    if latents and latents.digest != tokenizer.digest:
+        raise DataError(
+            f"{inputs.sets}: latents made by tokenizer {latents.digest[:16]} ({latents.tokenizer}),"
+            f" and the run's is {tokenizer.digest[:16]}; name the one that made them in "
+            "[tokenizer], or make latents with this one"
+        )
 
 
 def assemble(recipe: Recipe, ranks: Ranks, inputs: Inputs, done: int | None) -> Training:
     """Build every part and fill it: from the base, from nothing, or from the checkpoint `done`."""
     tokenizer = load_tokenizer(recipe.tokenizer, recipe.run_folder).to(ranks.device)
-    denoiser = build_denoiser(recipe, inputs.index.contract)  # on the meta device: no memory yet
+    check_latents(inputs, tokenizer)
+    denoiser = build_denoiser(recipe, inputs.sets.contract)  # on the meta device: no memory yet
     if done is not None:
         path = checkpoint_file(recipe.run_folder / files.CHECKPOINTS, done, "_reg_model")
         load_state(denoiser, read_state(path), origin=str(path), device=ranks.device)

@@ -15,6 +15,9 @@ WINDOW = 16384  # bytes asked for at once: the small members of a sample and the
 SAMPLE = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 """A member's path: the sample's key up to the first dot of the base name, and the member's name."""
 
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Words in the names of files and folders, and the splits that they mean."""
+
 
 @dataclass(frozen=True)
 class Member:
@@ -40,6 +43,25 @@ class TarSample:
     members: Mapping[str, Member] = field(default_factory=dict)
     problem: str = ""
     """Why it cannot be used."""
+
+
+def find_tars(storage: Storage) -> list[str]:
+    """All tars of a folder and of those directly below it, in order."""
+    names = storage.list()
+    others = [name for name in names if not name.startswith(".") and name[-4:] != ".tar"]
+    folders = [name for name in others if storage.has_folder(name)]
+    names += [f"{folder}/{name}" for folder in folders for name in storage.list(folder)]
+    tars = sorted(name for name in names if name.endswith(".tar"))
+    if not tars:
+        what = "no tar" if storage.has_folder() else "no such folder"
+        raise DataError(f"{storage}: {what}; give the folder that holds them")
+    return tars
+
+
+def split_of(tar: str) -> str:
+    """The first word of a path that names a split; `train` when none does."""
+    words = re.split(r"[^a-z]+", tar.lower())
+    return next((SPLITS[word] for word in words if word in SPLITS), "train")
 
 
 def scan(storage: Storage, tar: str) -> Iterator[TarSample]:

@@ -1,0 +1,88 @@
+"""The command line's `bench`: how fast a network or a loader is on this machine."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cosmos_wds.cli_download import Changes
+from cosmos_wds.cli_tools import Preset
+
+bench = typer.Typer(
+    help="Measure this machine's speed.", no_args_is_help=True, rich_markup_mode="rich"
+)
+
+
+@bench.command(
+    "model",
+    epilog="Examples:\n\ncosmos-wds bench model cosmos-predict1-7b --backward\n\n"
+    "cosmos-wds bench model cosmos-tiny --batch 8",
+)
+def bench_model(  # noqa: PLR0913 (a command's options are its arguments)
+    name: Annotated[str, typer.Argument(help="A size (cosmos-predict1-7b, ...) or a recipe.")],
+    preset: Preset = "ours",
+    batch: Annotated[int, typer.Option(min=1, help="Samples that run together.")] = 1,
+    backward: Annotated[bool, typer.Option("--backward", help="Forward and backward.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs; their median counts.")] = 5,
+    compile_blocks: Annotated[
+        bool, typer.Option("--compile", help="Compile each block first.")
+    ] = False,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")] = "auto",
+    json_lines: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+) -> None:
+    """Time, memory and share of the card's matrix rate of a network with random weights."""
+    from cosmos_wds.console import result
+    from cosmos_wds.train.bench_model import BenchRequest, run_bench
+
+    measured = run_bench(
+        BenchRequest(
+            name=name,
+            preset=preset,
+            batch=batch,
+            backward=backward,
+            repeats=repeats,
+            compile_blocks=compile_blocks,
+            device=device,
+        )
+    )
+    result.print(measured.to_json() if json_lines else measured.table())
+
+
+@bench.command(
+    "loader",
+    epilog="Examples:\n\ncosmos-wds bench loader bridge\n\n"
+    "cosmos-wds bench loader bridge --set data.shards=my/shards --against reference "
+    "--recordings my/recordings",
+)
+def bench_loader(  # noqa: PLR0913 (a command's options are its arguments)
+    recipe: Annotated[str, typer.Argument(help="A recipe: bridge, demo, or a file of yours.")],
+    changes: Changes = None,
+    samples: Annotated[
+        int, typer.Option(min=0, help="Windows to read; 0 reads a whole epoch.")
+    ] = 4096,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements; their median counts.")] = 3,
+    against: Annotated[
+        Literal["reference"] | None,
+        typer.Option(help="Measure a loader written as the reference's too, in turns."),
+    ] = None,
+    recordings: Annotated[
+        Path, typer.Option(help="What that one reads: recordings in the layout of Bridge.")
+    ] = Path("data/bridge/raw"),
+    json_lines: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+) -> None:
+    """Speed, CPU time, bytes, memory and time to the first batch of a recipe's loader."""
+    from cosmos_wds.console import result
+    from cosmos_wds.recipe import load_recipe
+
+    settings = load_recipe(recipe, changes or ())
+    from cosmos_wds.train.bench_loader import LoaderBenchRequest, bench_loader
+
+    measured = bench_loader(
+        LoaderBenchRequest(
+            recipe=settings,
+            samples=samples,
+            repeats=repeats,
+            recordings=recordings if against else None,
+        )
+    )
+    result.print(measured.to_json() if json_lines else measured.table())
