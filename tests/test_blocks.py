@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cosmos_wds.data.blocks import CHUNK, LOCK, SUFFIX, TEMPORARY, BlockFolder
+from cosmos_wds.data.blocks import CHUNK, LEDGER, LOCK, SUFFIX, TEMPORARY, BlockFolder
 from cosmos_wds.errors import DataError
 
 SIZE = 3 * CHUNK + 1000  # a block of four chunks, the last one short
@@ -62,6 +62,15 @@ def test_the_bound_holds_and_what_was_used_least_lately_goes(tmp_path):
     assert len(kept) >= 17  # nothing is thrown out without need
     BlockFolder(tmp_path, LIMIT // 4).open()  # another run, with a lower bound
     assert held(tmp_path) <= LIMIT // 4 and "b59" in names(tmp_path)
+
+
+def test_the_bound_is_exact(tmp_path):
+    whole = SIZE + 4 * 4  # with its four checksums
+    for extra, kept in ((LEDGER, {"a", "b"}), (LEDGER - 1, {"b"})):
+        blocks = BlockFolder(tmp_path / str(extra), 2 * whole + extra).open()
+        blocks.put("a", content(1))
+        blocks.put("b", content(2))
+        assert names(blocks.folder) == kept and held(blocks.folder) <= blocks.limit
 
 
 @pytest.mark.parametrize("damage", ["byte", "cut", "sum", "longer"])

@@ -3,6 +3,7 @@
 import functools
 import http.client
 import http.server
+import json
 import os
 import pickle
 import threading
@@ -232,6 +233,19 @@ def test_a_new_version_is_not_read_from_the_old_ones_blocks(replaceable, tmp_pat
     where, replace, content = replaceable
     assert where.read_range("train-000000.tar", 0, 9) == content[:9]
     replace(b"other" + content[5:])
+    now = open_shards(str(where), settings(tmp_path))
+    assert now.read_range("train-000000.tar", 0, 9) == b"other" + content[5:9]
+
+
+def test_a_set_made_anew_on_a_store_that_tells_no_versions(replaceable, tmp_path, monkeypatch):
+    """The checksums in index.json then tell the old blocks from the new shard."""
+    monkeypatch.setattr(ranges, "VERSIONS", ())
+    where, replace, content = replaceable
+    assert where.read_range("train-000000.tar", 0, 9) == content[:9]
+    replace(b"other" + content[5:])
+    index = json.loads(where.read("index.json"))
+    index["splits"]["train"]["shards"][0]["sha256"] = "0" * 64
+    where.write("index.json", json.dumps(index).encode())
     now = open_shards(str(where), settings(tmp_path))
     assert now.read_range("train-000000.tar", 0, 9) == b"other" + content[5:9]
 

@@ -1,5 +1,6 @@
 """Decoders that agree, damage that is seen, resize within one level of the reference."""
 
+import gc
 import io
 import os
 import sys
@@ -174,3 +175,33 @@ def test_resize_takes_read_only_and_strided_frames():
     wanted = resize(np.array(frames), 32, 48)
     assert np.array_equal(resize(frames, 32, 48), wanted)
     assert np.array_equal(resize(frames[::2], 32, 48), wanted[::2])
+
+
+def test_frames_outlive_the_decoder_and_may_be_written_to(tmp_path):
+    """decord's are its own memory, not a copy."""
+    write_video(tmp_path / "a.mp4", moving_frames(6, 64, 80))
+    wanted = decode(tmp_path / "a.mp4", decoder="pyav")
+    kept = [decode(tmp_path / "a.mp4") for _ in range(20)]
+    gc.collect()
+    for frames in kept:
+        assert np.array_equal(frames, wanted)
+        assert frames.flags.writeable and frames.flags.c_contiguous
+        frames[:] = 0
+    assert np.array_equal(decode(tmp_path / "a.mp4"), wanted)
+
+
+def test_large_pictures_are_read_by_the_decoder_that_is_faster_there(monkeypatch):
+    from cosmos_wds.data import video
+
+    large = video.encode(moving_frames(6, 480, 640), fps=5)
+    small = video.encode(moving_frames(6, 256, 320), fps=5)
+    wanted = decode(large, decoder="decord" if video.has_decord() else "pyav")
+    read = []
+    for name in ("_read_decord", "_read_pyav"):
+        plain = getattr(video, name)
+        monkeypatch.setattr(video, name, lambda *a, n=name, f=plain: (read.append(n), f(*a))[1])
+    np.testing.assert_array_equal(decode(large), wanted)
+    decode(large, [5])
+    decode(small)
+    if video.has_decord():
+        assert read == ["_read_pyav", "_read_decord", "_read_decord"]
