@@ -62,8 +62,8 @@ def decode(
 ) -> np.ndarray:
     """Frames of an mp4 (file or its bytes) as uint8 (T, H, W, 3); all when `frames` is None.
 
-    Without a `decoder`, the faster one reads: decord where it is installed, but PyAV most of a video
-    of large pictures, and what decord cannot: codecs such as AV1, pictures 16, 24 or 48 pixels wide.
+    Without a `decoder`, the faster one reads: decord where it is installed, PyAV whole videos of
+    large pictures, and what decord cannot: codecs such as AV1, pictures 16, 24 or 48 pixels wide.
     `name` stands for the video in errors. Raises DataError when it cannot be decoded or is shorter
     than a wanted frame.
     """
