@@ -1,16 +1,12 @@
 """Latent sets: what is in them, that training would have computed the same, and that they hold."""
 
-import hashlib
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +27,7 @@ from cosmos_wds.prepare import latent_job, shard
 from cosmos_wds.prepare.latents import make_plan, write_latents
 from tests.commands import run
 from tests.conftest import moving_frames, write_episode
+from tests.killing import content, start_script, wait_for
 from tests.test_tokenizer import StandInDecoder, StandInEncoder, save_script
 from tests.training import small_recipe
 
@@ -45,15 +42,6 @@ def pipeline(shards, latents, tokenizer, *, workers=1, **settings):
             "latents": {"path": str(latents), "tokenizer": str(tokenizer), **settings},
         }
     )
-
-
-def content(folder):
-    """Every file below a folder with its bytes' hash."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(Path(folder).rglob("*"))
-        if path.is_file()
-    }
 
 
 def make_shards(root, raw):
@@ -306,16 +294,7 @@ if __name__ == "__main__":
 
 def start(settings):
     """The same run in a process of its own."""
-    command = [sys.executable, "-c", RUN, settings.model_dump_json()]
-    root = Path(__file__).parent.parent
-    return subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.002)
+    return start_script(RUN, settings)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -9,7 +9,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ from cosmos_wds.pipeline import Pipeline
 from cosmos_wds.prepare import shard
 from tests.broken import write_broken, write_odd
 from tests.conftest import write_episode
+from tests.killing import content, start_script, wait_for
 
 
 def pipeline(source, shards, *, workers=1, megabytes=1, **actions):
@@ -39,15 +39,6 @@ def pipeline(source, shards, *, workers=1, megabytes=1, **actions):
             "actions": actions,
         }
     )
-
-
-def content(folder):
-    """Every file below a folder with its bytes' hash."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(Path(folder).rglob("*"))
-        if path.is_file()
-    }
 
 
 def rejected(folder):
@@ -345,16 +336,7 @@ shard(Pipeline.model_validate_json(sys.argv[1]))
 
 def start(settings):
     """The same run in a process of its own."""
-    command = [sys.executable, "-c", RUN, settings.model_dump_json()]
-    root = Path(__file__).parent.parent
-    return subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
+    return start_script(RUN, settings)
 
 
 @pytest.mark.parametrize("workers", [1, 4])

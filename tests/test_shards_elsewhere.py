@@ -16,7 +16,8 @@ from cosmos_wds.errors import ConfigError, DataError
 from cosmos_wds.prepare import shard
 from cosmos_wds.prepare.engines import ray_engine
 from tests.conftest import write_episode
-from tests.test_shards import content, pipeline, start
+from tests.killing import content
+from tests.test_shards import pipeline, start
 
 
 @pytest.fixture(scope="module")

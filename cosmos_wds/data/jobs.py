@@ -183,9 +183,8 @@ def write_shard(job: Job, tick: Tick) -> ShardResult:
         result = ShardResult(shard, tuple(rows), tuple(rejected), tuple(facts))
         job.storage.write(job.actions, array_bytes(np.concatenate(actions)))
         note = json.dumps({"digest": job.digest, **vars(result)}, default=vars)
-        job.storage.write(
-            job.note, note.encode()
-        )  # before the tar: its name says that all is there
+        # Before the tar gets its name, which says that all is there.
+        job.storage.write(job.note, note.encode())
     if not rows:
         job.storage.remove(job.name)
     return result

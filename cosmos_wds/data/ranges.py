@@ -38,6 +38,7 @@ VERSIONS = (
 )
 """What file systems call that by which versions of a file differ; the first one told is taken."""
 HOPELESS = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError, UserError)
+"""Errors that asking again does not mend; NotImplementedError: of what a store cannot do."""
 
 
 @dataclass(frozen=True)
