@@ -26,7 +26,13 @@ TINY = [
     part
     for change in (
         *("model.size=cosmos-tiny", "model.width=48", "model.heads=2", "model.blocks=1"),
-        *("model.base=", "tokenizer.kind=patch", "window.height=32", "window.width=48"),
+        *(
+            "model.base=",
+            "tokenizer.kind=patch",
+            "tokenizer.path=",
+            "window.height=32",
+            "window.width=48",
+        ),
         *("train.steps=2", "train.warmup=1", "train.batch=4", "data.workers=0", "infer.steps=2"),
     )
     for part in ("--set", change)
