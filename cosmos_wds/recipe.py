@@ -15,6 +15,7 @@ from cosmos_wds.config import (
     parse,
     read_table,
 )
+from cosmos_wds.recipe_train import LoraSettings, TrainSettings, WatchSettings
 from cosmos_wds.sizes import ModelSettings, size_table
 
 MODULE_FUNCTION = re.compile(r"(?!\d)\w+(\.(?!\d)\w+)*:(?!\d)\w+")
@@ -149,49 +150,6 @@ class DiffusionSettings(Settings):
                 yield f"{name} = {getattr(self, name)}: must not be negative"
 
 
-class TrainSettings(Settings):
-    """Optimizer, schedule, checkpoints (spec.md d.6 to d.12)."""
-
-    steps: int = 2000
-    batch: int = 64
-    """Windows per optimizer step, over all ranks."""
-    accumulate: int = 1
-    """Micro-steps per optimizer step; batch / ranks must be a multiple of it."""
-    lr: float = 1e-4
-    warmup: int = 500
-    decay_to: float = 1.0
-    """The factor that lr reaches, linearly, at the last step; 1 keeps it constant."""
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-10
-    weight_decay: float = 0.1
-    decay: Literal["matrices", "all"] = "matrices"
-    clip: float = 1.0
-    ema_rate: float = 0.1
-    """Width of the power-function EMA, relative to the run's length (spec.md d.9)."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto`: bfloat16 on a GPU or CPU that computes in it, float32 elsewhere."""
-    parallel: Literal["auto", "single", "ddp"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: bool = False
-    save_every: int = 500
-    keep: int = 2
-    """Checkpoints kept besides the last; 0 keeps all."""
-    log_every: int = 10
-
-    def problems(self) -> Iterator[str]:
-        yield from at_least(self, steps=1, batch=1, accumulate=1, save_every=1, log_every=1)
-        yield from at_least(self, warmup=0, keep=0)
-        if self.warmup >= self.steps:
-            yield (
-                f"warmup = {self.warmup}: not shorter than steps = {self.steps}, so the learning "
-                f"rate would never be reached; use at most {max(0, self.steps // 4)}"
-            )
-        if self.lr <= 0 or self.eps <= 0:
-            yield f"lr = {self.lr}, eps = {self.eps}: both must be above zero"
-        if self.clip <= 0 or not 0 < self.ema_rate < 0.28:
-            yield f"clip = {self.clip} must be above 0; ema_rate = {self.ema_rate} in (0, 0.28)"
-
-
 class InferSettings(Settings):
     """Rollouts (spec.md section f)."""
 
@@ -230,6 +188,8 @@ class Recipe(Settings):
     tokenizer: TokenizerSettings = Field(default_factory=TokenizerSettings)
     diffusion: DiffusionSettings = Field(default_factory=DiffusionSettings)
     train: TrainSettings = Field(default_factory=TrainSettings)
+    lora: LoraSettings = Field(default_factory=LoraSettings)
+    watch: WatchSettings = Field(default_factory=WatchSettings)
     infer: InferSettings = Field(default_factory=InferSettings)
 
     def problems(self) -> Iterator[str]:

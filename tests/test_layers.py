@@ -16,7 +16,7 @@ LONGEST = 300
 LAYERS = [
     {"errors"},
     {"config", "console", "page"},
-    {"sizes"},
+    {"sizes", "recipe_train"},
     {"recipe", "pipeline"},
     {"data", "model"},
     {"sources", "diffusion"},
@@ -37,7 +37,8 @@ SISTERS = {"recipe": {"pipeline"}, "data": {"model"}, "model": {"data"}, "source
 
 LIGHT = (
     *("__init__", "__main__", "errors", "config", "console"),
-    *("sizes", "recipe", "pipeline", "cli", "cli_tools", "cli_download", "cli_shard", "cli_bench"),
+    *("sizes", "recipe", "recipe_train", "pipeline"),
+    *("cli", "cli_tools", "cli_download", "cli_shard", "cli_bench"),
 )
 """Modules that a typo on the command line goes through: no torch, so that it is told at once."""
 

@@ -10,12 +10,22 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from cosmos_wds.data.video import decode, probe, resize, write_video
+from cosmos_wds.data import video as video_module
+from cosmos_wds.data.decoders import has_decord, has_torchcodec
+from cosmos_wds.data.video import decode, encode, fastest, probe, resize, write_video
 from cosmos_wds.errors import DataError
 from tests.conftest import moving_frames
 
 av = pytest.importorskip("av")
 GOLDEN = Path(__file__).parent / "golden"
+HAS = {"decord": has_decord(), "torchcodec": has_torchcodec()}
+INSTALLED = [name for name, has in HAS.items() if has]
+OTHERS = [
+    # decord has no wheel everywhere; TorchCodec wants FFmpeg's libraries on the system.
+    pytest.param(name, marks=pytest.mark.skipif(not has, reason=f"{name} does not load here"))
+    for name, has in HAS.items()
+]
+"""Decoders that are held to what PyAV gives."""
 
 
 def encoded(frames, pix_fmt="yuv420p", file=None, movflags="", **tags):
@@ -44,10 +54,10 @@ def encoded(frames, pix_fmt="yuv420p", file=None, movflags="", **tags):
         ("yuv444p", {}),
     ],
 )
-def test_both_decoders_give_equal_pixels(pix_fmt, tags):
-    pytest.importorskip("decord")
+@pytest.mark.parametrize("other", OTHERS)
+def test_decoders_give_equal_pixels(other, pix_fmt, tags):
     video = encoded(moving_frames(9, 96, 144), pix_fmt, **tags)
-    one, two = decode(video, decoder="decord"), decode(video, decoder="pyav")
+    one, two = decode(video, decoder=other), decode(video, decoder="pyav")
     assert one.shape == (9, 96, 144, 3) and one.dtype == np.uint8
     assert np.array_equal(one, two)
 
@@ -56,9 +66,7 @@ def test_frames_are_picked_by_number_in_any_order(tmp_path):
     path = tmp_path / "a.mp4"
     write_video(path, moving_frames(30, 64, 96), fps=5, gop=10)
     whole = decode(path)
-    for decoder in ("decord", "pyav"):
-        if decoder == "decord":
-            pytest.importorskip("decord")
+    for decoder in ("pyav", *INSTALLED):
         picked = decode(path.read_bytes(), [29, 3, 3, 11], decoder=decoder)
         assert np.array_equal(picked, whole[[29, 3, 3, 11]])
         with pytest.raises(DataError, match=r"a\.mp4: frame 30 wanted, the video has 30"):
@@ -190,18 +198,23 @@ def test_frames_outlive_the_decoder_and_may_be_written_to(tmp_path):
     assert np.array_equal(decode(tmp_path / "a.mp4"), wanted)
 
 
-def test_large_pictures_are_read_by_the_decoder_that_is_faster_there(monkeypatch):
-    from cosmos_wds.data import video
+def test_whole_episodes_are_read_by_the_decoder_that_is_fastest_there(monkeypatch):
+    """What is chosen by what is installed; each of them gives equal pixels (above)."""
+    large, small = (encode(moving_frames(6, *size)) for size in ((480, 640), (256, 320)))
+    for has, wanted in ((False, ("pyav", "decord")), (True, ("torchcodec",) * 2)):
+        monkeypatch.setattr(video_module, "has_decord", lambda: True)
+        monkeypatch.setattr(video_module, "has_torchcodec", lambda has=has: has)
+        assert (fastest(large, None), fastest(small, range(6))) == wanted
+        assert fastest(large, [5]) == fastest("a.mp4", None) == "decord"
+        assert fastest(b"no video", None) == "decord"
+    monkeypatch.setattr(video_module, "has_decord", lambda: False)
+    assert fastest(large, [5]) == "pyav"
 
-    large = video.encode(moving_frames(6, 480, 640), fps=5)
-    small = video.encode(moving_frames(6, 256, 320), fps=5)
-    wanted = decode(large, decoder="decord" if video.has_decord() else "pyav")
-    read = []
-    for name in ("_read_decord", "_read_pyav"):
-        plain = getattr(video, name)
-        monkeypatch.setattr(video, name, lambda *a, n=name, f=plain: (read.append(n), f(*a))[1])
-    np.testing.assert_array_equal(decode(large), wanted)
-    decode(large, [5])
-    decode(small)
-    if video.has_decord():
-        assert read == ["_read_pyav", "_read_decord", "_read_decord"]
+
+@pytest.mark.parametrize("decoder", OTHERS)
+def test_pyav_reads_on_where_the_fastest_fails(decoder, monkeypatch):
+    video = encoded(moving_frames(5, 64, 96))
+    monkeypatch.setattr(video_module, "fastest", lambda *_: decoder)
+    with pytest.raises(DataError, match="cut: "):
+        decode(video[: len(video) // 2], name="cut")
+    assert np.array_equal(decode(video), decode(video, decoder="pyav"))

@@ -1,23 +1,29 @@
 """Frames out of mp4 files and into them, and their resize. T frames, H rows, W columns; RGB uint8.
 
-Two decoders, decord and PyAV, give equal pixels on H.264, whatever its chroma sampling, colour
-matrix and range (tests/test_video.py holds them to it); decord is the default where it has a wheel.
-Both decode from memory too: a shard's member is never written to disk.
+Whichever library decodes (decoders.py), from a file or from memory: a shard's member is never
+written to disk.
 """
 
-import ctypes
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from cosmos_wds.config import write_bytes
+from cosmos_wds.data.decoders import (
+    Decoder,
+    Source,
+    handle,
+    has_decord,
+    has_torchcodec,
+    read,
+    video_stream,
+    words,
+)
 from cosmos_wds.data.mp4 import Damaged, NotUnderstood, Track, read_track
 from cosmos_wds.errors import DataError
 
@@ -29,9 +35,6 @@ DECODERS = {"libdav1d": "av1", "libaom-av1": "av1"}
 LARGE = 400 * 400
 """Pixels from which PyAV decodes faster: 480x640 at 790 to 870 frames a second against 550 to 650,
 where 256x320 comes at 1,360 to 1,900 against 2,340 (x86, one thread, whole episodes)."""
-
-Decoder = Literal["decord", "pyav"]
-Source = Path | str | bytes
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,6 @@ class VideoFacts:
     """As ffmpeg calls it: h264, hevc, av1, ..."""
 
 
-@cache
-def has_decord() -> bool:
-    """Whether decord is installed; it has no wheels for arm and macOS."""
-    return find_spec("decord") is not None
-
-
 def decode(
     source: Source,
     frames: Sequence[int] | None = None,
@@ -62,34 +59,40 @@ def decode(
 ) -> np.ndarray:
     """Frames of an mp4 (file or its bytes) as uint8 (T, H, W, 3); all when `frames` is None.
 
-    Without a `decoder`, the faster one reads: decord where it is installed, PyAV whole videos of
-    large pictures, and what decord cannot: codecs such as AV1, pictures 16, 24 or 48 pixels wide.
-    `name` stands for the video in errors. Raises DataError when it cannot be decoded or is shorter
-    than a wanted frame.
+    Without a `decoder`, the fastest that is installed reads, and PyAV what that one cannot: codecs
+    such as AV1, or for decord pictures 16, 24 or 48 pixels wide. `name` stands for the video in
+    errors. Raises DataError when it cannot be decoded or is shorter than a wanted frame.
     """
     name = name or (f"{len(source)} bytes" if isinstance(source, bytes) else str(source))
     _check_present(source, name)
     wanted = None if frames is None else [int(i) for i in frames]
-    is_decords = decoder is None and has_decord() and not _is_for_pyav(source, wanted)
-    if decoder == "decord" or is_decords:
-        try:
-            return _read_decord(source, wanted, name)
-        except DataError:
-            if decoder == "decord":
-                raise
-    return _read_pyav(source, wanted, name)
+    chosen = decoder or fastest(source, wanted)
+    try:
+        return read(chosen, source, wanted, name)
+    except DataError:
+        if decoder or chosen == "pyav":
+            raise
+    return read("pyav", source, wanted, name)
 
 
-def _is_for_pyav(source: Source, wanted: Sequence[int] | None) -> bool:
-    """Whether most of the frames are wanted, and are large."""
+def fastest(source: Source, frames: Sequence[int] | None) -> Decoder:
+    """Which decoder reads these frames of a video, or all of them, in the least time.
+
+    decord seeks best. Of a whole episode in memory TorchCodec is the fastest (H.264, where the
+    decoders give equal pixels); without it, PyAV for large pictures.
+    """
+    seeker: Decoder = "decord" if has_decord() else "pyav"
     if not isinstance(source, bytes):
-        return False
+        return seeker
     try:
         track = read_track(source)
     except (NotUnderstood, Damaged):
-        return False
-    is_most = wanted is None or 2 * len(wanted) > track.frames
-    return is_most and track.height * track.width >= LARGE
+        return seeker
+    if frames is not None and 2 * len(frames) <= track.frames:
+        return seeker
+    if CODECS.get(track.codec) == "h264" and has_torchcodec():
+        return "torchcodec"
+    return "pyav" if track.height * track.width >= LARGE else seeker
 
 
 def examine(data: bytes, *, name: str) -> VideoFacts:
@@ -131,8 +134,8 @@ def probe(source: Source, *, name: str = "") -> VideoFacts:
     _track(source, name)
     count = height = width = 0
     try:
-        with av.open(_handle(source)) as container:
-            stream = _stream(container, name)
+        with av.open(handle(source)) as container:
+            stream = video_stream(container, name)
             promised, rate, codec = stream.frames, stream.average_rate, stream.codec_context.name
             stream.codec_context.thread_count = 1
             for frame in container.decode(stream):
@@ -142,7 +145,7 @@ def probe(source: Source, *, name: str = "") -> VideoFacts:
                     raise DataError(f"{name}: frame {count} has another size than the first")
                 count, height, width = count + 1, frame.height, frame.width
     except (av.FFmpegError, OSError) as error:
-        raise DataError(f"{name}: does not decode after frame {count}: {_words(error)}") from None
+        raise DataError(f"{name}: does not decode after frame {count}: {words(error)}") from None
     if not count:
         raise DataError(f"{name}: holds no frame")
     if promised and count < promised:
@@ -228,70 +231,3 @@ def _check_present(source: Source, name: str) -> None:
         raise DataError(f"{name}: no such video file")
     if not path.stat().st_size:
         raise DataError(f"{name}: empty video file")
-
-
-def _handle(source: Source) -> str | io.BytesIO:
-    return io.BytesIO(source) if isinstance(source, bytes) else str(source)
-
-
-def _read_decord(source: Source, frames: list[int] | None, name: str) -> np.ndarray:
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
-    try:
-        reader = decord.VideoReader(_handle(source), num_threads=1)
-        wanted = list(range(len(reader))) if frames is None else frames
-        _check_range(wanted, len(reader), name)
-        result = _lent(reader.get_batch(wanted))
-    except (decord.DECORDError, RuntimeError, IndexError) as error:
-        raise DataError(f"{name}: decord cannot decode it: {_words(error)}") from None
-    return result
-
-
-def _lent(array: Any) -> np.ndarray:
-    """A decord array's own memory; its `asnumpy` would copy it, a tenth of small pictures' time."""
-    size = int(np.prod(array.shape))
-    memory = (ctypes.c_uint8 * size).from_address(array.handle.contents.data)
-    memory.owner = array  # which frees it, lives as long as what is seen of it
-    return np.frombuffer(memory, np.uint8).reshape(array.shape)
-
-
-def _read_pyav(source: Source, frames: list[int] | None, name: str) -> np.ndarray:
-    import av
-
-    last = None if frames is None else max(frames, default=-1)
-    images: list[np.ndarray] = []
-    try:
-        with av.open(_handle(source)) as container:
-            stream = _stream(container, name)
-            stream.codec_context.thread_count = 1
-            for frame in container.decode(stream):
-                images.append(frame.to_ndarray(format="rgb24"))
-                if last is not None and len(images) > last:
-                    break
-    except (av.FFmpegError, OSError) as error:
-        raise DataError(f"{name}: does not decode: {_words(error)}") from None
-    if frames is not None:
-        _check_range(frames, len(images), name)
-        images = [images[i] for i in frames]
-    if not images:
-        raise DataError(f"{name}: no frames")
-    return np.stack(images)
-
-
-def _stream(container: Any, name: str) -> Any:
-    streams = container.streams.video
-    if not streams:
-        raise DataError(f"{name}: holds no video stream")
-    return streams[0]
-
-
-def _check_range(frames: Sequence[int], count: int, name: str) -> None:
-    bad = [i for i in frames if not 0 <= i < count]
-    if bad:
-        raise DataError(f"{name}: frame {bad[0]} wanted, the video has {count}")
-
-
-def _words(error: Exception) -> str:
-    """The first line of a library's error message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -27,11 +27,14 @@ METRICS, BAD_BATCH, CHECKPOINTS = "metrics.jsonl", "bad_batch.json", "checkpoint
 FREE = {
     *("project", "group", "name", "output"),
     *("data.shards", "data.workers", "data.worker_kind", "data.cache", "data.cache_gb"),
-    *("train.accumulate", "train.parallel", "train.device", "train.compile"),
+    *("train.accumulate", "train.parallel", "train.replicate", "train.device", "train.compile"),
+    *("train.checkpointing", "train.offload", "train.ema_device"),
     *("train.save_every", "train.keep", "train.log_every"),
 }
 """Keys that a run may change on its way: where things lie, on which machine, how much is said.
-The shards are held to their digest instead. [infer] plays no part in training."""
+The shards are held to their digest instead."""
+FREE_SECTIONS = ("infer.", "watch.")
+"""They play no part in what training makes."""
 
 
 @contextmanager
@@ -91,7 +94,7 @@ def check_same_recipe(folder: Path, recipe: Recipe) -> None:
     different = [
         f"{key} = {asked.get(key)!r}, but the run was started with {saved.get(key)!r}"
         for key in sorted({*saved, *asked} - FREE)
-        if not key.startswith("infer.") and saved.get(key) != asked.get(key)
+        if not key.startswith(FREE_SECTIONS) and saved.get(key) != asked.get(key)
     ]
     if different:
         lines = "\n  ".join(different)

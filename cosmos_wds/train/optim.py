@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cosmos_wds.errors import CheckpointError
-from cosmos_wds.recipe import TrainSettings
+from cosmos_wds.recipe_train import TrainSettings
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps for each parameter."""

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cosmos_wds.errors import ConfigError, UserError
-from cosmos_wds.recipe import TrainSettings
+from cosmos_wds.recipe_train import TrainSettings
 
 T = TypeVar("T")
 

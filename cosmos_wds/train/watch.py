@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from cosmos_wds.config import write_text
 from cosmos_wds.console import console, is_rank_zero, progress_bar, say
-from cosmos_wds.recipe import TrainSettings
+from cosmos_wds.recipe_train import TrainSettings
 
 SPEAK_EVERY = 15.0
 """Seconds between plain lines where no live line can be drawn (a log file, CI)."""
