@@ -45,12 +45,22 @@ REFUSALS = {
 """What a disk may refuse, told in one line; any other OSError keeps its traceback."""
 
 
+class _Ended(Exception):
+    """Processes that did the work have ended, and said what there was to say."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 def main() -> None:
     """Run and end the process: 0 done, 1 the user's to mend, 2 misused options, 130 Ctrl-C."""
     try:
         app(prog_name="cosmos-wds")
     except UserError as error:
         _leave(1, f"error: {error}")
+    except _Ended as ended:
+        sys.exit(ended.code)
     except KeyboardInterrupt:
         _leave(130, "interrupted")
     except SystemExit as ended:
@@ -125,22 +135,41 @@ app.command(
     epilog=_examples(
         "cosmos-wds train",
         "cosmos-wds train bridge --set train.steps=5000 --set name=short",
-        "torchrun --nproc-per-node 8 -m cosmos_wds train bridge",
+        "cosmos-wds train bridge --nodes 2 --node-rank 0 --rendezvous node0:29500",
     )
 )
-def train(
+def train(  # noqa: PLR0913 (a command's options are its arguments)
     recipe: Annotated[
         str, typer.Argument(help="A recipe: bridge, demo, or a file of yours.")
     ] = "bridge",
+    processes: Annotated[
+        int, typer.Option(help="On this machine; one for each GPU if left out.", show_default=False)
+    ] = 0,
+    nodes: Annotated[int, typer.Option(help="Machines that train together.")] = 1,
+    node_rank: Annotated[int, typer.Option(help="Which of them this is, from 0.")] = 0,
+    rendezvous: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Of the first machine, on all of them.")
+    ] = "",
     changes: Changes = None,
 ) -> None:
-    """Train, or post-train, the model of a recipe on its shards.
+    """Train, or post-train, the model of a recipe on its shards, on every GPU of this machine.
 
     The same command again goes on from the last checkpoint. Ctrl-C saves one first.
     """
     from cosmos_wds.recipe import load_recipe
 
     settings = load_recipe(recipe, changes or ())
+    from cosmos_wds.train.launch import plan_start, run_processes
+
+    start = plan_start(
+        settings.train,
+        processes=processes,
+        nodes=nodes,
+        node_rank=node_rank,
+        rendezvous=rendezvous,
+    )
+    if start is not None:
+        raise _Ended(run_processes(start))
     from cosmos_wds.train.loop import train as run
 
     _show(run(settings))

@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import pickle
+import random
 import threading
 import time
 from contextlib import contextmanager
@@ -270,7 +271,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         state = self.server.state
         with state.lock:
             state.count += 1
-            fate = state.fates.get(state.count % 10)
+            fate = state.fate(state.count)
             state.met[fate] = state.met.get(fate, 0) + 1
         if fate == "broken":
             self.close_connection = True
@@ -327,28 +328,52 @@ def forget_file_systems():
     remote._system_of.cache_clear()
 
 
-@pytest.mark.parametrize("fates", [{3: "refused"}, {3: "broken", 7: "cut"}, {3: "stall"}])
-def test_a_store_that_fails_and_stalls(url, wanted, tmp_path, fates):
-    """One request in ten, or two."""
+def every_tenth(fates):
+    """Fates of the requests with these last digits."""
+    return lambda count: fates.get(count % 10)
+
+
+def at_random(seed):
+    """One request in ten fails, in one way or another, and one in twenty stalls."""
+    chance = random.Random(seed)
+    fates = ["refused", "broken", "cut", "stall", None]
+    return lambda count: chance.choices(fates, [4, 3, 3, 5, 85])[0]
+
+
+@pytest.mark.parametrize(
+    ("fate", "expected"),
+    [
+        (every_tenth({3: "refused"}), {"refused"}),
+        (every_tenth({3: "broken", 7: "cut"}), {"broken", "cut"}),
+        (every_tenth({3: "stall"}), {"stall"}),
+        *((at_random(seed), {"refused", "broken", "cut", "stall"}) for seed in (0, 1)),
+    ],
+)
+def test_a_store_that_fails_and_stalls(url, wanted, tmp_path, fate, expected):
 
     port = int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])
     patch = pytest.MonkeyPatch()
-    patch.setattr(cache, "BLOCK", 8192)
+    patch.setattr(cache, "BLOCK", 4096)
     patch.setattr(ranges, "FIRST_PAUSE", 0.01)
     patch.setattr(ranges, "REQUEST_SECONDS", 0.6)
-    state = {"port": port, "fates": fates, "count": 0, "met": {}, "lock": threading.Lock()}
+    state = {"port": port, "fate": fate, "count": 0, "met": {}, "lock": threading.Lock()}
     with serving(Proxy, **state) as proxy, another_endpoint(patch, proxy.url):
         where = open_shards(url, settings(tmp_path))
         assert_same(batches(where, tmp_path, workers=2), wanted)
-        assert set(fates.values()) <= set(proxy.met) and proxy.count > 20
+        assert expected <= set(proxy.met) and proxy.count > 20
 
 
 def test_a_store_that_does_not_come_back_is_one_line(url, tmp_path, capsys):
     patch = pytest.MonkeyPatch()
     patch.setattr(ranges, "FIRST_PAUSE", 0.001)
     patch.setattr(ranges, "REQUEST_SECONDS", 0.1)  # s3fs has pauses of its own
-    fates = dict.fromkeys(range(10), "refused")
-    state = {"port": 0, "fates": fates, "count": 0, "met": {}, "lock": threading.Lock()}
+    state = {
+        "port": 0,
+        "fate": lambda _: "refused",
+        "count": 0,
+        "met": {},
+        "lock": threading.Lock(),
+    }
     with serving(Proxy, **state) as proxy, another_endpoint(patch, proxy.url):
         where = open_shards(url, settings(tmp_path))
         with pytest.raises(

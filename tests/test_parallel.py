@@ -13,14 +13,13 @@ import cosmos_wds
 from cosmos_wds.errors import ConfigError, DataError
 from cosmos_wds.recipe import TrainSettings
 from cosmos_wds.train.checkpoint import latest_step
+from cosmos_wds.train.distribute import distributed, gradients_stay
 from cosmos_wds.train.loop import train
 from cosmos_wds.train.parallel import (
     Ranks,
     choose_device,
     choose_precision,
     cpu_computes_bfloat16,
-    distribute,
-    gradients_stay,
     join_ranks,
     lanes_of,
 )
@@ -73,25 +72,24 @@ def test_alone_nothing_is_sent():
     with join_ranks(TrainSettings(device="cpu")) as ranks:
         assert (ranks.rank, ranks.world) == (0, 1)
         assert ranks.together(lambda: 5) == 5
-        assert ranks.mean([1.0, 2.0]) == [1.0, 2.0]
+        assert ranks.total(1.5) == 1.5
         assert ranks.gather("a") == ["a"]
         with pytest.raises(DataError):
             ranks.on_first(lambda: (_ for _ in ()).throw(DataError("bad")))
         model = torch.nn.Linear(2, 2)
-        assert distribute(model, ranks, all_used=True) is model
-        with gradients_stay(model):
-            pass
+        with distributed(model, ranks, all_used=True) as wrapped, gradients_stay(wrapped):
+            assert wrapped is model
 
 
 def test_start_and_recipe_disagree(monkeypatch):
     with (
-        pytest.raises(ConfigError, match="torchrun --nproc-per-node"),
+        pytest.raises(ConfigError, match="--processes N"),
         join_ranks(TrainSettings(parallel="ddp")),
     ):
         pass
     monkeypatch.setenv("WORLD_SIZE", "2")
     with (
-        pytest.raises(ConfigError, match="torchrun started 2 processes"),
+        pytest.raises(ConfigError, match="but 2 processes were started"),
         join_ranks(TrainSettings(parallel="single")),
     ):
         pass

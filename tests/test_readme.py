@@ -34,6 +34,17 @@ def test_a_command_of_readme_is_valid(line):
     check(line)
 
 
+def test_scripts_for_a_cluster_are_scripts_that_start_valid_commands():
+    scripts = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert scripts
+    for script in scripts:
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+        assert script.startswith("#!/bin/bash\n#SBATCH --")
+        (line,) = [line for line in script.splitlines() if not line.startswith("#")]
+        assert line.startswith("srun cosmos-wds train")
+        check(line.removeprefix("srun "))
+
+
 def test_settings_and_options_in_sentences_exist():
     """`--strict`, `--set download.weights=[]`, `data.on_bad=skip` and their like."""
     for setting in re.findall(r"`(?:--set )?(\w+\.\w+=[^`]+)`", README):
@@ -45,7 +56,7 @@ def test_settings_and_options_in_sentences_exist():
         "--set",
     }
     assert options
-    commands = ("download", "shard", "infer", "export x", "inspect x")
+    commands = ("download", "shard", "train", "infer", "export x", "inspect x")
     commands += ("bench model x", "bench loader x")
     known = {
         f"--{key.replace('_', '-')}"

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from cosmos_wds.errors import CheckpointError, ConfigError, DataError, UserError
 from cosmos_wds.model.weight_files import read_state
-from cosmos_wds.train import checkpoint, loop
+from cosmos_wds.train import loop, state
 from cosmos_wds.train import run as run_module
-from cosmos_wds.train.checkpoint import checkpoint_file, latest_step
+from cosmos_wds.train.checkpoint import checkpoint_folder, latest_step, weights_file
 from cosmos_wds.train.folder import BAD_BATCH, METRICS, flat, locked
 from cosmos_wds.train.loop import train
 from cosmos_wds.train.parallel import Interrupted
@@ -117,8 +117,8 @@ def test_what_a_run_leaves(whole):
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert set(lines[0]) == {"step", "loss", "grad_norm", "lr", *TIMES}
     assert lines[0]["lr"] == pytest.approx(1e-3 * 1e-6) and lines[1]["lr"] == 1e-3
-    reg = read_state(checkpoint_file(whole / "checkpoints", 4, "_reg_model"))
-    ema = read_state(checkpoint_file(whole / "checkpoints", 4, "_ema_model"))
+    reg = read_state(weights_file(whole / "checkpoints", 4, "reg"))
+    ema = read_state(weights_file(whole / "checkpoints", 4, "ema"))
     assert reg.keys() == ema.keys() and "logvar.0.freqs" in reg
     assert all(t.dtype == torch.float32 for t in [*reg.values(), *ema.values()])
     assert all(name.startswith(("net.", "logvar.")) for name in reg)
@@ -197,7 +197,7 @@ def test_two_trainings_at_once(shards, tmp_path):
         ({"data": {"split": "test"}}, DataError, "no split 'test'; there is train, val"),
         ({"batch": 64}, DataError, "batch = 64, but 4 episodes hold only 28 windows"),
         ({"device": "cuda"}, ConfigError, "torch sees no GPU"),
-        ({"parallel": "ddp"}, ConfigError, "torchrun --nproc-per-node"),
+        ({"parallel": "ddp"}, ConfigError, "--processes N"),
         ({"model": {"base": "nothing-of-the-kind"}}, CheckpointError, "no such run, checkpoint"),
     ],
 )
@@ -233,21 +233,21 @@ def test_a_loss_that_is_not_finite(shards, tmp_path, monkeypatch):
     assert len(bad["batch"][0]["key"]) == len(bad["batch"][0]["start"]) == recipe.train.batch
     assert all(key.startswith("train_") for key in bad["batch"][0]["key"])
     assert latest_step(recipe.run_folder / "checkpoints") == 2
-    state = read_state(find_weights(recipe.run_folder, "reg").file)
+    state = find_weights(recipe.run_folder, "reg").read()
     assert all(t.isfinite().all() for t in state.values())
 
 
 def test_full_disk_keeps_the_last_checkpoint(shards, whole, tmp_path, monkeypatch):
     """The second save meets a full disk; with room again, the same command ends as ever."""
     recipe = small_recipe(shards, tmp_path, steps=4, save_every=2)
-    original = checkpoint.write_file
+    original = state.write_file
 
     def full(path, write):
-        if "000000004_ema" in path.name:
+        if path.parent.name.startswith(".iter_000000004"):
             raise OSError(28, "No space left on device")
         original(path, write)
 
-    monkeypatch.setattr(checkpoint, "write_file", full)
+    monkeypatch.setattr(state, "write_file", full)
     with pytest.raises(CheckpointError, match=r"step 4 could not be written: No space.*step 2 is"):
         train(recipe)
     monkeypatch.undo()
@@ -261,12 +261,12 @@ def test_damaged_checkpoint_is_told(shards, tmp_path):
     train(recipe)
     folder = recipe.run_folder / "checkpoints"
     longer = small_recipe(shards, tmp_path, steps=4, save_every=1)
-    (folder / "latest_checkpoint.txt").write_text("iter_000000002.pt")
-    path = checkpoint_file(folder, 2, "_optim")
+    (folder / "latest_checkpoint.txt").write_text("iter_000000002")
+    (path,) = checkpoint_folder(folder, 2).glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(CheckpointError, match=r"iter_000000002_optim\.pt: not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"iter_000000002: a damaged checkpoint.*"):
         train(longer)
-    (folder / "latest_checkpoint.txt").write_text("iter_000000003.pt")
+    (folder / "latest_checkpoint.txt").write_text("iter_000000003")
     train(longer)
     assert latest_step(folder) == 4
 
@@ -341,9 +341,9 @@ def test_loading_a_run(whole, shards, tmp_path):
     assert not run.denoiser.training
     assert not any(p.requires_grad for p in run.denoiser.parameters())
     assert "loaded" in str(run.audit)
-    ema = read_state(checkpoint_file(whole / "checkpoints", 4, "_ema_model"))
+    ema = read_state(weights_file(whole / "checkpoints", 4, "ema"))
     assert torch.equal(run.denoiser.net.patch.weight, ema["net.x_embedder.proj.1.weight"])
-    reg_file = checkpoint_file(whole / "checkpoints", 4, "_reg_model")
+    reg_file = weights_file(whole / "checkpoints", 4, "reg")
     reg = load_run(reg_file)
     assert reg.place.step == 4 and reg.recipe == run.recipe
     assert torch.equal(
@@ -384,10 +384,8 @@ def test_loading_what_is_no_run(whole, tmp_path):
     (tmp_path / "a.txt").write_text("hello")
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         load_run(tmp_path / "a.txt")
-    with pytest.raises(CheckpointError, match="holds the run's state, not weights"):
-        load_run(checkpoint_file(whole / "checkpoints", 4, ""))
     bare = tmp_path / "iter_000000004_ema_model.pt"
-    bare.write_bytes(checkpoint_file(whole / "checkpoints", 4, "_ema_model").read_bytes())
+    bare.write_bytes(weights_file(whole / "checkpoints", 4, "ema").read_bytes())
     with pytest.raises(CheckpointError, match="no recipe.toml beside it"):
         load_run(bare)
     recipe = (whole / "recipe.toml").read_text()
@@ -460,7 +458,8 @@ def test_kill_nine_then_the_same_command(shards, tmp_path, monkeypatch):
     script = textwrap.dedent(KILLED)
     for steps, file in (
         (6, "-"),
-        (99, "iter_000000008.pt"),
+        (99, "iter_000000008"),
+        (99, "run.json"),
         (99, "latest_checkpoint.txt"),
     ):
         arguments = [*same_command, file, str(steps)]

@@ -7,16 +7,18 @@ from pathlib import Path
 import torch
 
 from cosmos_wds.config import dump
-from cosmos_wds.model.weight_files import load_pt
 from cosmos_wds.pipeline import Pipeline
 from cosmos_wds.prepare import shard
 from cosmos_wds.recipe import Recipe, recipe_from_table
-from cosmos_wds.train.checkpoint import PARTS, checkpoint_file
+from cosmos_wds.train.checkpoint import checkpoint_folder
 from cosmos_wds.train.folder import METRICS
+from cosmos_wds.train.parallel import Ranks
+from cosmos_wds.train.state import held_names, read_facts, restore_tensors
 from tests.conftest import write_episode
 
 TIMES = {"samples_per_second", "data_seconds", "compute_seconds"}
-SECTIONS = {"data", "window", "model", "tokenizer", "diffusion", "infer"}
+SECTIONS = {"data", "window", "model", "tokenizer", "diffusion", "infer", "lora", "watch"}
+ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def small_shards(folder: Path, episodes: int = 4, scale=None) -> Path:
@@ -50,7 +52,7 @@ def small_recipe(shards: Path, output: Path, *, steps: int, name="run", **change
         },
         "tokenizer": {"kind": "patch", "fit_frames": 32, **sections["tokenizer"]},
         "diffusion": sections["diffusion"],
-        "infer": sections["infer"],
+        **{name: sections[name] for name in ("infer", "lora", "watch")},
         "train": {"steps": steps, **train},
     }
     return recipe_from_table(table, origin="test")
@@ -70,11 +72,18 @@ def metrics(folder: Path, *, times: bool = False) -> list[dict]:
 
 def same(one: Path, two: Path, *, step: int, with_metrics: bool = True) -> None:
     """Assert that two runs hold the same state after `step` steps, bit for bit."""
-    for part in PARTS:
-        a, b = (load_pt(checkpoint_file(f / "checkpoints", step, part)) for f in (one, two))
-        assert_equal(a, b, part or "state")
+    a, b = (state_of(folder, step) for folder in (one, two))
+    assert_equal(a, b, "state")
     if with_metrics:
         assert metrics(one) == metrics(two)
+
+
+def state_of(folder: Path, step: int) -> dict:
+    """All that the checkpoint of a step holds: tensors by name, and what run.json says."""
+    held = checkpoint_folder(folder / "checkpoints", step)
+    blank = {n: torch.empty(shape, dtype=kind) for n, (shape, kind) in held_names(held).items()}
+    restore_tensors(held, blank, ALONE)
+    return {**blank, **read_facts(held)}
 
 
 def assert_equal(a, b, where: str) -> None:

@@ -15,6 +15,7 @@ from cosmos_wds.model.attention import RMSNorm
 from cosmos_wds.model.block import Block, FinalLayer, Modulation, cos_sin
 from cosmos_wds.model.embed import ActionMLP, NoiseEmbedding, PositionTables
 from cosmos_wds.model.rope import rope_angles
+from cosmos_wds.model.weights import put
 from cosmos_wds.sizes import ModelSettings
 
 PATCH = 2
@@ -161,8 +162,7 @@ def initialise_actions(net: CosmosDiT, generator: torch.Generator) -> None:
             for parameter in (layer.weight, layer.bias):
                 # Drawn on the CPU: the same values on every device.
                 value = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
-                with torch.no_grad():
-                    parameter.copy_(value)
+                put(parameter, value)
         if zero_output:
             nn.init.zeros_(mlp.fc2.weight)
             nn.init.zeros_(mlp.fc2.bias)

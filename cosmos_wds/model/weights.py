@@ -96,21 +96,27 @@ def load_state(
 @torch.no_grad()
 def _fill(name: str, target: Tensor, value: Tensor, device: torch.device) -> dict[str, Tensor]:
     """Put `value` into `target`, or return what is to be assigned in its place."""
-    if isinstance(target, DTensor):
-        assert not target.is_meta, f"{name}: give FSDP shards memory (to_empty) before loading"
-        # Without a source rank nothing is sent: each rank cuts its part out of its own mapping.
-        part = distribute_tensor(
-            value.to(target.device), target.device_mesh, target.placements, src_data_rank=None
-        )
-        target.copy_(part)
-        fresh = {}
-    elif target.is_meta:
+    if target.is_meta:
+        assert not isinstance(target, DTensor), f"{name}: give FSDP shards memory (to_empty) first"
         fresh = {name: torch.empty_like(target, device=device).copy_(value)}
     else:
-        target.copy_(value)
+        put(target, value)
         fresh = {}
     let_go(value)
     return fresh
+
+
+@torch.no_grad()
+def put(target: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor into `target`; of an FSDP shard (DTensor), this rank's part.
+
+    Nothing is sent: each rank cuts its part out of its own `value`.
+    """
+    if isinstance(target, DTensor):
+        value = distribute_tensor(
+            value.to(target.device), target.device_mesh, target.placements, src_data_rank=None
+        )
+    target.copy_(value)
 
 
 def _check(

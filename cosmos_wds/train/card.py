@@ -9,11 +9,11 @@ from cosmos_wds import __version__
 from cosmos_wds.config import read_table
 from cosmos_wds.model.describe import describe
 from cosmos_wds.model.show import ACTION_DIMS
-from cosmos_wds.model.weight_files import load_pt
 from cosmos_wds.recipe import Recipe
-from cosmos_wds.train.checkpoint import checkpoint_file
+from cosmos_wds.train.checkpoint import checkpoint_folder
 from cosmos_wds.train.folder import CHECKPOINTS, METRICS, RECIPE
 from cosmos_wds.train.run import Place
+from cosmos_wds.train.state import read_facts
 
 _LICENCES = {
     True: (
@@ -93,13 +93,12 @@ def _digests(place: Place) -> dict[str, str]:
     """What the run's state says of the data and the tokenizer it was trained with."""
     if place.folder is None or place.step is None:
         return {}
-    path = checkpoint_file(place.folder / CHECKPOINTS, place.step, "")
-    if not path.is_file():
+    folder = checkpoint_folder(place.folder / CHECKPOINTS, place.step)
+    if not folder.is_dir():
         return {}
-    state = load_pt(path)
-    loader, digests = state.get("loader", {}), state.get("digests", {})
-    return {"data (digest of its index)": str(loader.get("index", "unknown"))} | {
-        f"digest of the {name}": str(digest)[:16] for name, digest in digests.items()
+    facts = read_facts(folder)
+    return {"data (digest of its index)": str(facts["loader"].get("index", "unknown"))} | {
+        f"digest of the {name}": str(digest)[:16] for name, digest in facts["digests"].items()
     }
 
 

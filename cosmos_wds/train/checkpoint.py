@@ -1,40 +1,42 @@
-"""Files of a run's checkpoints, named as the reference names them (spec.md d.12).
+"""The folder of a run's checkpoints: which there are, which is the latest, which are given up.
 
-    iter_000002000_reg_model.pt   weights as trained, float32, released names
-    iter_000002000_ema_model.pt   their running average, the same names
-    iter_000002000_optim.pt       AdamW's moments
-    iter_000002000.pt             step, loader position, digests
-    latest_checkpoint.txt         iter_000002000.pt
+    iter_000002000/                 the run's whole state after 2,000 steps (state.py)
+    latest_checkpoint.txt           iter_000002000
+    iter_000002000_reg_model.pt     weights as trained, in the reference's form (spec.md d.12),
+    iter_000002000_ema_model.pt     and their running average: at the end of a run
 
-Each file is written under a temporary name, fsynced and renamed; `latest_checkpoint.txt` comes
+A checkpoint is written under a temporary name, fsynced and renamed; `latest_checkpoint.txt` comes
 last. So whatever stops a save, that file names a complete checkpoint.
 """
 
 import os
 import re
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
+from typing import BinaryIO
 
 from cosmos_wds.errors import CheckpointError
 
 LATEST = "latest_checkpoint.txt"
-PARTS = ("_reg_model", "_ema_model", "_optim", "")
-"""Endings of a checkpoint's files, in the order of writing."""
+NAME = re.compile(r"iter_(\d{9,})")
 
 
-def checkpoint_file(folder: Path, step: int, part: str) -> Path:
-    """Path of one part of the checkpoint that holds the state after `step` steps."""
-    assert part in PARTS
-    return folder / f"iter_{step:09d}{part}.pt"
+def checkpoint_folder(folder: Path, step: int) -> Path:
+    """Where the state after `step` steps lies."""
+    return folder / f"iter_{step:09d}"
+
+
+def weights_file(folder: Path, step: int, kind: str) -> Path:
+    """The reference's name of weights after `step` steps; kind is reg or ema."""
+    return folder / f"iter_{step:09d}_{kind}_model.pt"
 
 
 def latest_step(folder: Path) -> int | None:
     """The step that `latest_checkpoint.txt` names; None when there is no checkpoint yet.
 
-    Raises CheckpointError when it names nothing, or a checkpoint whose files are gone.
+    Raises CheckpointError when it names nothing, or a checkpoint that is gone.
     """
     path = folder / LATEST
     try:
@@ -43,64 +45,65 @@ def latest_step(folder: Path) -> int | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
-    match = re.fullmatch(r"iter_(\d{9,})\.pt", text)
+    match = NAME.fullmatch(text)
     if not match:
         raise CheckpointError(
-            f"{path}: says {text[:60]!r}, not the name of a checkpoint such as iter_000000500.pt"
+            f"{path}: says {text[:60]!r}, not the name of a checkpoint such as iter_000000500"
         )
     step = int(match[1])
-    for part in PARTS:
-        if not checkpoint_file(folder, step, part).is_file():
-            raise CheckpointError(
-                f"{checkpoint_file(folder, step, part)}: missing, but {LATEST} names its "
-                f"checkpoint; {way_back(folder, step)}"
-            )
+    if not checkpoint_folder(folder, step).is_dir():
+        raise CheckpointError(
+            f"{checkpoint_folder(folder, step)}: missing, but {LATEST} names it; "
+            f"{way_back(folder, step)}"
+        )
     return step
 
 
 def complete_steps(folder: Path) -> list[int]:
-    """Steps of which every file is there, ascending."""
-    found = (re.fullmatch(r"iter_(\d{9,})\.pt", path.name) for path in folder.glob("iter_*.pt"))
-    steps = sorted(int(match[1]) for match in found if match)
-    return [s for s in steps if all(checkpoint_file(folder, s, part).is_file() for part in PARTS)]
+    """Steps whose checkpoints are there, ascending."""
+    found = (NAME.fullmatch(path.name) for path in folder.glob("iter_*") if path.is_dir())
+    return sorted(int(match[1]) for match in found if match)
 
 
 def way_back(folder: Path, step: int) -> str:
     """What to do when the checkpoint of `step` cannot be used."""
     others = [s for s in complete_steps(folder) if s != step]
     if others:
-        name = checkpoint_file(folder, others[-1], "").name
+        name = checkpoint_folder(folder, others[-1]).name
         return f"to go on from step {others[-1]}, write {name} into {folder / LATEST}"
-    return f"restore the file, or delete {folder} to start again"
+    return f"restore it, or delete {folder} to start again"
 
 
-def save_checkpoint(folder: Path, step: int, parts: Mapping[str, Any], *, keep: int) -> None:
-    """Write a checkpoint, publish it, then delete those beyond the last and `keep` older ones.
+@contextmanager
+def appearing(folder: Path, step: int, *, keep: int) -> Iterator[Path]:
+    """A new folder to fill, published as the latest checkpoint when all is well.
 
-    `parts` maps PARTS to what each file holds. Raises CheckpointError when the disk is full or
-    the folder cannot be written; the former checkpoint is then still the latest.
+    Then those beyond the last and `keep` older ones are deleted (0 keeps all). Whatever is raised
+    within, nothing is left, and the former checkpoint is still the latest. Raises OSError.
     """
+    temporary = temporary_folder(folder, step)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for part in PARTS:
-            content = parts[part]
-            write_file(
-                checkpoint_file(folder, step, part),
-                lambda file, content=content: torch.save(content, file),
-            )
-        name = checkpoint_file(folder, step, "").name
-        write_file(folder / LATEST, lambda file: file.write(name.encode()))
-    except OSError as error:
-        if folder.is_dir() and latest_or_none(folder) != step:
-            _remove(folder, step)
-        raise CheckpointError(
-            f"{folder}: the checkpoint of step {step} could not be written: "
-            f"{error.strerror or error}; {_kept(folder)}; make room or mend the folder, then run "
-            "the same command again"
-        ) from error
-    if keep:
-        for old in [s for s in complete_steps(folder) if s < step][:-keep]:
-            _remove(folder, old)
+        yield temporary
+        _sync_folder(temporary)
+        final = checkpoint_folder(folder, step)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+        _sync_folder(folder)
+        write_file(folder / LATEST, lambda file: file.write(final.name.encode()))
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if latest_or_none(folder) != step:
+            shutil.rmtree(checkpoint_folder(folder, step), ignore_errors=True)
+        raise
+    for old in [s for s in complete_steps(folder) if s < step][:-keep] if keep else ():
+        shutil.rmtree(checkpoint_folder(folder, old), ignore_errors=True)
+
+
+def temporary_folder(folder: Path, step: int) -> Path:
+    """Where a checkpoint is while it is being written; the same for all ranks."""
+    return folder / f".{checkpoint_folder(folder, step).name}.tmp"
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -123,17 +126,11 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed save left: temporary files, and parts of a checkpoint beyond the latest.
-
-    Call it only while holding the run's lock.
-    """
+    """Delete what a killed save left. Call it only while holding the run's lock."""
     for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
-    latest = latest_or_none(folder) or 0
-    whole = set(complete_steps(folder))
-    for path in folder.glob("iter_*.pt"):
-        match = re.match(r"iter_(\d{9,})[_.]", path.name)
-        if match and int(match[1]) > latest and int(match[1]) not in whole:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
 
 
@@ -145,15 +142,10 @@ def latest_or_none(folder: Path) -> int | None:
         return None
 
 
-def _kept(folder: Path) -> str:
+def kept(folder: Path) -> str:
+    """What a save that failed leaves."""
     step = latest_or_none(folder)
     return "there is no earlier one" if step is None else f"that of step {step} is intact"
-
-
-def _remove(folder: Path, step: int) -> None:
-    """Delete a checkpoint; its iter_*.pt first, so that what is left never looks complete."""
-    for part in reversed(PARTS):
-        checkpoint_file(folder, step, part).unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

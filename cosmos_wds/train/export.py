@@ -27,7 +27,6 @@ from cosmos_wds.console import say
 from cosmos_wds.errors import CheckpointError, ConfigError
 from cosmos_wds.model import complete as whole
 from cosmos_wds.model.names import TEXT, from_released
-from cosmos_wds.model.weight_files import read_state
 from cosmos_wds.recipe import Recipe
 from cosmos_wds.train.card import model_card
 from cosmos_wds.train.folder import CONTRACT, RECIPE, TOKENIZER, read_recipe
@@ -88,7 +87,7 @@ def complete_state(
 
     A network without text stays as it is, except for diffusers, whose class needs a text path.
     """
-    state, unknown = from_released(read_state(place.file))
+    state, unknown = from_released(place.read())
     assert not unknown, unknown
     settings = recipe.model
     if form == "diffusers":
@@ -112,7 +111,7 @@ def find_text(recipe: Recipe, base: str | None = None) -> dict[str, Tensor]:
         return {}
     try:
         place = find_weights(name)
-        state, _ = from_released(read_state(place.file))
+        state, _ = from_released(place.read())
     except CheckpointError as error:
         raise CheckpointError(
             f"the text path of this network lies in its base, {name}, which cannot be read; name "

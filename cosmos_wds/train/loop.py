@@ -14,6 +14,7 @@ from typing import NoReturn
 import torch
 from rich.markup import escape
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from cosmos_wds.config import write_text
 from cosmos_wds.console import say
@@ -22,11 +23,13 @@ from cosmos_wds.data.memory import keep_freed_memory
 from cosmos_wds.diffusion.noise import draw
 from cosmos_wds.errors import UserError
 from cosmos_wds.recipe import Recipe
-from cosmos_wds.train.checkpoint import save_checkpoint
-from cosmos_wds.train.folder import BAD_BATCH, METRICS, locked
+from cosmos_wds.train.distribute import distributed, gradients_stay
+from cosmos_wds.train.folder import BAD_BATCH, CHECKPOINTS, METRICS, locked
 from cosmos_wds.train.optim import lr_factor, set_lr
-from cosmos_wds.train.parallel import Interrupted, distribute, gradients_stay, join_ranks
-from cosmos_wds.train.start import Training, find_inputs, start
+from cosmos_wds.train.parallel import Interrupted, join_ranks
+from cosmos_wds.train.start import find_inputs, start
+from cosmos_wds.train.state import write_weights
+from cosmos_wds.train.training import Training
 from cosmos_wds.train.watch import Watch, watching
 
 
@@ -43,10 +46,14 @@ def train(recipe: Recipe) -> Path:
         inputs = ranks.together(lambda: find_inputs(recipe, ranks))
         ranks.on_first(lambda: held.enter_context(locked(recipe.run_folder)))
         run = start(recipe, ranks, inputs)
+        if run is not None:
+            with run.saver:
+                train_steps(run)
+        # Also where a run that had come to its end was stopped just before.
+        ranks.on_first(lambda: write_weights(recipe.run_folder / CHECKPOINTS, recipe.train.steps))
         if run is None:
             say(f"{folder}: all {recipe.train.steps} steps are done; nothing to do")
         else:
-            train_steps(run)
             say(f"{folder}: trained {run.step} steps")
     return recipe.run_folder
 
@@ -56,7 +63,7 @@ def train_steps(run: Training) -> None:
     settings, metrics = run.recipe.train, run.folder / METRICS
     with (
         run.inputs.loader as loader,
-        distributed(run),
+        averaged(run),
         watching(settings, metrics, step=run.step) as watch,
         stop_requests() as check_stop,
     ):
@@ -64,6 +71,7 @@ def train_steps(run: Training) -> None:
 
         def fetch() -> Batch:
             check_stop()
+            run.saver.check()
             return next(batches)
 
         try:
@@ -75,19 +83,20 @@ def train_steps(run: Training) -> None:
                 watch.step(run.step, run.recent, lr=lr, waited=waited)
                 if run.step % settings.save_every == 0 or run.step == settings.steps:
                     save(run, watch)
+            run.ranks.together(run.saver.wait)
         except Interrupted as request:
             leave(run, watch, request)
 
 
 @contextmanager
-def distributed(run: Training) -> Iterator[None]:
+def averaged(run: Training) -> Iterator[None]:
     """Within it, backward averages gradients over the ranks."""
     all_used = run.recipe.model.actions != "reference"  # there B_D reaches no output (spec.md b.7)
-    run.model = distribute(run.denoiser, run.ranks, all_used=all_used)
-    try:
-        yield
-    finally:
-        run.model = run.denoiser  # so that the wrapper ends before the ranks part
+    with distributed(run.denoiser, run.ranks, all_used=all_used) as run.model:
+        try:
+            yield
+        finally:
+            run.model = run.denoiser  # so that the wrapper ends before the ranks part
 
 
 def train_step(run: Training, batch: Batch) -> float:
@@ -96,12 +105,13 @@ def train_step(run: Training, batch: Batch) -> float:
     lr = settings.lr * lr_factor(
         run.step, steps=settings.steps, warmup=settings.warmup, decay_to=settings.decay_to
     )
-    loss = backward(run, batch)
+    total = backward(run, batch)
     norm = torch.nn.utils.clip_grad_norm_(list(run.parameters.values()), settings.clip)
-    mine, norm = torch.stack([loss, norm]).tolist()
-    [mean] = run.ranks.mean([mine])
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    mine, norm = torch.stack([total, norm.double()]).tolist()
+    mean = run.ranks.total(mine) / settings.batch
     if not (math.isfinite(mean) and math.isfinite(norm)):
-        refuse(run, batch, loss=mine, norm=norm)
+        refuse(run, batch, loss=mine / len(batch.key), norm=norm)
     set_lr(run.optimizer, lr)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
@@ -112,7 +122,11 @@ def train_step(run: Training, batch: Batch) -> float:
 
 
 def backward(run: Training, batch: Batch) -> Tensor:
-    """Leave the gradients of the mean loss, micro-batch by micro-batch; returns that loss."""
+    """Leave the gradients of the mean loss, micro-batch by micro-batch.
+
+    Returns the sum of the windows' losses in float64, where it hardly depends on their order: runs
+    on any number of ranks report the same.
+    """
     recipe, device = run.recipe, run.ranks.device
     count = recipe.train.accumulate
     rows = len(batch.key) // count
@@ -123,7 +137,7 @@ def backward(run: Training, batch: Batch) -> Tensor:
         lanes=run.inputs.lanes,
         latent_shape=run.latent_shape,
     )
-    total = torch.zeros((), device=device)
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for i in range(count):
         part = slice(i * rows, (i + 1) * rows)
         latent = encoded(run, batch, part)
@@ -135,9 +149,8 @@ def backward(run: Training, batch: Batch) -> Tensor:
                     fps=batch.fps[part].to(device, non_blocking=True),
                     draws=draws.part(part).to(device),
                 )
-            loss = losses.mean() / count
-            loss.backward()
-        total += loss.detach()
+            (losses.mean() / count).backward()
+        total += losses.detach().double().sum()
     return total
 
 
@@ -152,20 +165,19 @@ def encoded(run: Training, batch: Batch, part: slice) -> Tensor:
 
 
 def save(run: Training, watch: Watch) -> None:
-    """Write a checkpoint of the run as it stands."""
+    """Begin to write a checkpoint of the run as it stands; the one before is finished first."""
     watch.sync()
-    run.ranks.on_first(
-        lambda: save_checkpoint(run.checkpoints, run.step, run.parts(), keep=run.recipe.train.keep)
-    )
-    run.saved = run.step
-    say(f"step {run.step}: saved {escape(str(run.checkpoints))}")
+    run.ranks.together(run.saver.wait)
+    run.saver.start(run.step, run.tensors(), run.facts())
+    say(f"step {run.step}: saving {escape(str(run.checkpoints))}")
 
 
 def refuse(run: Training, batch: Batch, *, loss: float, norm: float) -> NoReturn:
     """Stop for a loss or gradient that is not finite, with the global batch written down."""
     mine = {"rank": run.ranks.rank, "loss": str(loss), "key": batch.key, "start": batch.start}
     shares = run.ranks.gather(mine)
-    path = run.folder / BAD_BATCH
+    run.ranks.together(run.saver.wait)
+    path, saved = run.folder / BAD_BATCH, run.saver.published
     step = run.step + 1  # counted as in metrics.jsonl: from 1
     report = {"step": step, "grad_norm": str(norm), "batch": shares}
 
@@ -174,7 +186,7 @@ def refuse(run: Training, batch: Batch, *, loss: float, norm: float) -> NoReturn
         raise UserError(
             f"step {step}: the loss is {loss}, the gradient's norm {norm}: not finite; the "
             f"batch's keys are in {path}; the weights of "
-            f"{f'step {run.saved}' if run.saved else 'no step'} are saved; look at those "
+            f"{f'step {saved}' if saved else 'no step'} are saved; look at those "
             "episodes, or lower [train] lr"
         )
 
@@ -184,8 +196,9 @@ def refuse(run: Training, batch: Batch, *, loss: float, norm: float) -> NoReturn
 
 def leave(run: Training, watch: Watch, request: Interrupted) -> NoReturn:
     """Save what has been done and end the process as the signal asks."""
-    if run.step != run.saved:
+    if run.step != run.saver.step:
         save(run, watch)
+    run.ranks.together(run.saver.wait)
     say(f"stopped after step {run.step}; run the same command again to continue")
     if request.signal == signal.SIGINT:
         raise KeyboardInterrupt

@@ -1,8 +1,8 @@
 """The machine: which device, how many ranks, and how they agree. The model knows none of it.
 
-Under torchrun every rank runs the same loop. What can fail or stop on one rank alone (a broken
-sample, a full disk, a signal) is run through `together`, so that all ranks end at the same step,
-for the same reason, said once.
+Every rank runs the same loop, whoever started it: launch.py, torchrun or Slurm. What can fail or
+stop on one rank alone (a broken sample, a full disk, a signal) is run through `together`, so that
+all ranks end at the same step, for the same reason, said once.
 """
 
 import datetime
@@ -10,14 +10,12 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from cosmos_wds.errors import ConfigError, UserError
 from cosmos_wds.recipe_train import TrainSettings
@@ -71,13 +69,13 @@ class Ranks:
         """Run `action` on rank zero while the others wait; its refusal ends all ranks."""
         self.together(action if self.rank == 0 else lambda: None)
 
-    def mean(self, values: list[float]) -> list[float]:
-        """Average numbers over the ranks."""
+    def total(self, value: float) -> float:
+        """The sum of the ranks' numbers, in float64."""
         if self.world == 1:
-            return values
-        total = torch.tensor(values, dtype=torch.float64)
+            return value
+        total = torch.tensor(value, dtype=torch.float64)
         dist.all_reduce(total)
-        return (total / self.world).tolist()
+        return total.item()
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in order of rank."""
@@ -90,7 +88,7 @@ class Ranks:
 
 @contextmanager
 def join_ranks(settings: TrainSettings) -> Iterator[Ranks]:
-    """Join torchrun's processes, or be the only one; leave at the end.
+    """Join the processes that were started together, or be the only one; leave at the end.
 
     Raises ConfigError when the recipe asks for what this machine or start cannot give.
     """
@@ -176,31 +174,13 @@ def lanes_of(ranks: Ranks, settings: TrainSettings) -> range:
     return range(ranks.rank * share, (ranks.rank + 1) * share)
 
 
-def distribute(model: nn.Module, ranks: Ranks, *, all_used: bool) -> nn.Module:
-    """Wrap a model on its device so that backward averages gradients over the ranks.
-
-    all_used   whether every parameter gets a gradient in every step
-    """
-    if ranks.world == 1:
-        return model
-    return DistributedDataParallel(
-        model,
-        device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
-        find_unused_parameters=not all_used,
-        gradient_as_bucket_view=True,
-    )
-
-
-def gradients_stay(model: nn.Module) -> AbstractContextManager[None]:
-    """Within it, backward keeps gradients on their rank: for all micro-batches but the last."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
-
-
 def _check_start(settings: TrainSettings, world: int) -> None:
-    how = "torchrun --nproc-per-node N -m cosmos_wds train ..."
     if settings.parallel == "ddp" and world == 1:
-        raise ConfigError(f'[train] parallel = "ddp" needs several processes; start with `{how}`')
+        raise ConfigError(
+            '[train] parallel = "ddp" needs several processes; this machine has no two GPUs: start '
+            "them with --processes N"
+        )
     if settings.parallel == "single" and world > 1:
         raise ConfigError(
-            f'[train] parallel = "single", but torchrun started {world} processes; use "auto"'
+            f'[train] parallel = "single", but {world} processes were started; use "auto"'
         )

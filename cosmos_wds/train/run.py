@@ -24,9 +24,10 @@ from cosmos_wds.model.tokenizers import SHIPPED, load_tokenizer
 from cosmos_wds.model.weight_files import INDEX, read_state
 from cosmos_wds.model.weights import Audit, load_state
 from cosmos_wds.recipe import Recipe
-from cosmos_wds.train.checkpoint import checkpoint_file, latest_step
+from cosmos_wds.train.checkpoint import NAME, checkpoint_folder, latest_step, weights_file
 from cosmos_wds.train.folder import CHECKPOINTS, CONTRACT, RECIPE, read_recipe
 from cosmos_wds.train.parallel import choose_precision
+from cosmos_wds.train.state import read_weights
 
 MODEL = "model.safetensors"
 ACTION_PARTS = ("net.action_cond.", "net.action_shared.")
@@ -40,10 +41,22 @@ class Place:
     """Where weights lie."""
 
     file: Path
+    """A file of weights, or the folder of a run's checkpoint."""
     folder: Path | None
     """The folder with their recipe.toml; None for a bare file."""
     step: int | None = None
     """Steps trained, when the file is a run's checkpoint."""
+    kind: Kind = "ema"
+    """Which of a checkpoint's weights are meant."""
+
+    def read(self) -> dict[str, Tensor]:
+        """The weights, under the names that releases have; they refer to the file.
+
+        Raises CheckpointError when it is missing or damaged.
+        """
+        if self.file.is_dir():
+            return read_weights(self.file, self.kind)
+        return read_state(self.file)
 
     @property
     def contract(self) -> ActionContract | None:
@@ -86,7 +99,7 @@ def load_run(
         raise CheckpointError(
             f"{place.folder / CONTRACT}: missing, so it is unknown what the actions' numbers mean"
         )
-    state = read_state(place.file)
+    state = place.read()
     denoiser = build_denoiser(recipe, contract)
     computed = choose_precision(recipe.train.precision, torch.device(device))
     if computed == only_dtype(state) == torch.bfloat16:
@@ -122,11 +135,7 @@ def find_weights(where: str | Path, weights: Kind = "ema") -> Place:
 def _place_of_file(path: Path) -> Place:
     if path.suffix not in (".pt", ".safetensors") and not path.name.endswith(INDEX):
         raise CheckpointError(f"{path}: not a checkpoint; weights are .pt or .safetensors files")
-    name = re.fullmatch(r"iter_(\d{9,})(_(?:reg|ema)_model)?\.(?:pt|safetensors)", path.name)
-    if name and not name[2]:
-        raise CheckpointError(
-            f"{path}: holds the run's state, not weights; name {path.stem}_ema_model.pt beside it"
-        )
+    name = re.fullmatch(r"iter_(\d{9,})_(?:reg|ema)_model\.(?:pt|safetensors)", path.name)
     folders = (
         (path.parent, path.parent.parent) if path.parent.name == CHECKPOINTS else (path.parent,)
     )
@@ -135,12 +144,17 @@ def _place_of_file(path: Path) -> Place:
 
 
 def _place_of_folder(path: Path, weights: Kind) -> Place:
+    name = NAME.fullmatch(path.name)
+    if name and path.parent.name == CHECKPOINTS:
+        return Place(path, path.parent.parent, int(name[1]), weights)
     if path.name == CHECKPOINTS and (path.parent / RECIPE).is_file():
         path = path.parent
     step = latest_step(path / CHECKPOINTS)
     if step is not None:
-        file = checkpoint_file(path / CHECKPOINTS, step, f"_{weights}_model")
-        return Place(file, path, step)
+        file = weights_file(path / CHECKPOINTS, step, weights)
+        if not file.is_file():  # written at the end of a run
+            file = checkpoint_folder(path / CHECKPOINTS, step)
+        return Place(file, path, step, weights)
     for name in (MODEL, f"model{INDEX}", "model.pt"):
         if (path / name).is_file():
             return Place(path / name, path if (path / RECIPE).is_file() else None)
@@ -168,7 +182,7 @@ def load_base(
     The action embedders, which a base without actions lacks, are initialised as the preset says.
     Raises CheckpointError for anything else that is missing or unexpected.
     """
-    state = read_state(place.file)
+    state = place.read()
     has_actions = any("action_embedder" in name for name in state)
     if not recipe.model.position_tables:  # the reference's choice (spec.md b.6)
         state = {k: v for k, v in state.items() if "extra_pos_embedder" not in k}

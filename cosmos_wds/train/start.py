@@ -2,13 +2,12 @@
 
 import json
 import os
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.markup import escape
-from torch import nn
+from torch import Tensor, nn
 
 from cosmos_wds.config import dump, write_text
 from cosmos_wds.console import say
@@ -16,115 +15,31 @@ from cosmos_wds.data.loader import Loader
 from cosmos_wds.data.sets import ShardSets
 from cosmos_wds.diffusion.edm import Denoiser
 from cosmos_wds.errors import CheckpointError, ConfigError, DataError
-from cosmos_wds.model.names import from_released, to_released
 from cosmos_wds.model.tokenizer import Tokenizer
 from cosmos_wds.model.tokenizer_patch import PatchTokenizer
 from cosmos_wds.model.tokenizers import load_tokenizer, open_tokenizer
-from cosmos_wds.model.weight_files import load_pt, read_state
-from cosmos_wds.model.weights import load_state
 from cosmos_wds.recipe import Recipe
 from cosmos_wds.train import folder as files
-from cosmos_wds.train.checkpoint import (
-    checkpoint_file,
-    latest_step,
-    remove_leftovers,
-)
+from cosmos_wds.train.checkpoint import checkpoint_folder, latest_step, remove_leftovers
+from cosmos_wds.train.distribute import apply_checkpointing, shard
 from cosmos_wds.train.ema import Ema
 from cosmos_wds.train.optim import (
     build_optimizer,
     load_optimizer_state,
-    optimizer_state,
     trainable,
 )
 from cosmos_wds.train.parallel import Ranks, choose_precision, lanes_of
 from cosmos_wds.train.run import (
-    Place,
     build_denoiser,
     check_contract,
     find_weights,
     load_base,
 )
+from cosmos_wds.train.state import Saver, held_names, read_facts, restore_tensors
+from cosmos_wds.train.training import Inputs, Training
 
 FRAMES_OF_EPISODE = 8
 """Of each episode that the tokenizer is fitted on, where there are enough episodes."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a run reads: found and checked before anything is written."""
-
-    sets: ShardSets
-    loader: Loader
-    lanes: range
-    base: Place | None
-    """Weights to start from; None when there are none, or the run only continues."""
-
-
-@dataclass
-class Training:
-    """A run between two steps."""
-
-    recipe: Recipe
-    ranks: Ranks
-    inputs: Inputs
-    tokenizer: Tokenizer
-    denoiser: Denoiser
-    model: nn.Module
-    """The denoiser; while training on several ranks, wrapped (loop.distributed)."""
-    parameters: dict[str, nn.Parameter]
-    """What training moves, by name."""
-    optimizer: torch.optim.Optimizer
-    ema: Ema
-    precision: torch.dtype
-    """Of activations; weights, gradients and averages are float32."""
-    step: int = 0
-    """Steps done: the next one's 0-based number."""
-    saved: int = 0
-    """The step of the latest checkpoint; 0 when there is none."""
-    recent: list[list[float]] = field(default_factory=list)
-    """[loss, gradient norm] of each step since the last line of metrics.jsonl."""
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return self.recipe.run_folder
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of its checkpoints."""
-        return self.folder / files.CHECKPOINTS
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int, int]:
-        """(C, T, h, w) of one window."""
-        window, factor = self.recipe.window, self.tokenizer.factor
-        return (
-            self.tokenizer.channels,
-            window.frames,
-            window.picture_height // factor,
-            window.width // factor,
-        )
-
-    def digests(self) -> dict[str, str]:
-        """Of what the weights depend on, and a resume must find again."""
-        contract = self.inputs.sets.contract
-        return {"action contract": contract.digest, "tokenizer": self.tokenizer.digest}
-
-    def parts(self) -> dict[str, Any]:
-        """What the files of a checkpoint hold (checkpoint.py)."""
-        weights = self.denoiser.state_dict()
-        return {
-            "_reg_model": to_released(weights),
-            "_ema_model": to_released({**weights, **self.ema.average}),
-            "_optim": optimizer_state(self.optimizer, self.parameters),
-            "": {
-                "iteration": self.step,
-                # A rank may have fetched a batch that another one's stop kept it from using.
-                "loader": {**self.inputs.loader.state_dict(), "step": self.step},
-                "digests": self.digests(),
-                "recent": self.recent,
-            },
-        }
 
 
 def find_inputs(recipe: Recipe, ranks: Ranks) -> Inputs:
@@ -238,20 +153,19 @@ def check_latents(inputs: Inputs, tokenizer: Tokenizer) -> None:
 
 def assemble(recipe: Recipe, ranks: Ranks, inputs: Inputs, done: int | None) -> Training:
     """Build every part and fill it: from the base, from nothing, or from the checkpoint `done`."""
+    settings = recipe.train
+    precision = choose_precision(settings.precision, ranks.device)
     tokenizer = load_tokenizer(recipe.tokenizer, recipe.run_folder).to(ranks.device)
     check_latents(inputs, tokenizer)
     denoiser = build_denoiser(recipe, inputs.sets.contract)  # on the meta device: no memory yet
-    if done is not None:
-        path = checkpoint_file(recipe.run_folder / files.CHECKPOINTS, done, "_reg_model")
-        load_state(denoiser, read_state(path), origin=str(path), device=ranks.device)
-    elif inputs.base:
-        say(escape(str(load_base(denoiser, recipe, inputs.base, device=ranks.device))))
-    else:
+    if done is None and not inputs.base:
         denoiser.to_empty(device="cpu").initialise(recipe.seed)
         denoiser.to(ranks.device)
-    if recipe.train.compile:
-        for block in denoiser.net.blocks:
-            block.compile()
+    spread(denoiser, recipe, ranks, precision)
+    if done is not None:
+        denoiser.to_empty(device=ranks.device)  # filled by `restore`
+    elif inputs.base:
+        say(escape(str(load_base(denoiser, recipe, inputs.base, device=ranks.device))))
     parameters = trainable(denoiser)
     run = Training(
         recipe=recipe,
@@ -261,34 +175,72 @@ def assemble(recipe: Recipe, ranks: Ranks, inputs: Inputs, done: int | None) -> 
         denoiser=denoiser,
         model=denoiser,
         parameters=parameters,
-        optimizer=build_optimizer(denoiser, recipe.train),
-        ema=Ema(parameters, recipe.train.ema_rate),
-        precision=choose_precision(recipe.train.precision, ranks.device),
+        optimizer=build_optimizer(denoiser, settings),
+        ema=Ema(parameters, settings.ema_rate),
+        precision=precision,
+        saver=Saver(
+            recipe.run_folder / files.CHECKPOINTS, ranks, keep=settings.keep, step=done or 0
+        ),
     )
     if done is not None:
         restore(run, done)
     return run
 
 
+def spread(denoiser: Denoiser, recipe: Recipe, ranks: Ranks, precision: torch.dtype) -> None:
+    """What the recipe asks for around the blocks: checkpointing, compilation, sharding."""
+    settings = recipe.train
+    apply_checkpointing(denoiser, settings.checkpointing)
+    if settings.compile:
+        for block in denoiser.net.blocks:
+            block.compile()
+    if settings.parallel == "fsdp" and ranks.world > 1:
+        shard(denoiser, ranks, replicate=settings.replicate, precision=precision)
+        if next(denoiser.parameters()).is_meta:
+            denoiser.to_empty(device=ranks.device)
+
+
 def restore(run: Training, done: int) -> None:
-    """Take moments, averages and position from the checkpoint of step `done`.
+    """Take weights, averages, the optimizer's state and the position from the checkpoint `done`.
 
     Raises CheckpointError when it is damaged, or what the run reads is not what it was.
     """
-    paths = {p: checkpoint_file(run.checkpoints, done, p) for p in ("", "_ema_model", "_optim")}
-    state = load_pt(paths[""])
-    try:
-        run.step, run.recent, before = state["iteration"], state["recent"], state["digests"]
-        run.saved = run.step
-        run.inputs.loader.load_state_dict(state["loader"])
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{paths['']}: not the state of a run of cosmos-wds") from None
-    now = run.digests()
+    folder = checkpoint_folder(run.checkpoints, done)
+    facts = read_facts(folder)
+    before, now = facts["digests"], run.digests()
     for what in [w for w in now if now[w] != before.get(w)]:
         raise CheckpointError(
-            f"{paths['']}: the {what} changed since: {str(before.get(what))[:16]} then, "
+            f"{folder}: the {what} changed since: {str(before.get(what))[:16]} then, "
             f"{now[what][:16]} now; put back what the run began with, or start another one"
         )
-    averages, _ = from_released(read_state(paths["_ema_model"]))
-    run.ema.load(averages)
-    load_optimizer_state(run.optimizer, run.parameters, load_pt(paths["_optim"]))
+    run.inputs.loader.load_state_dict(facts["loader"])
+    run.step, run.recent = facts["iteration"], facts["recent"]
+    moments = blank_moments(folder, run.parameters)
+    flat = {f"optim.{k}.{name}": t for name, kept in moments.items() for k, t in kept.items()}
+    restore_tensors(folder, {**run.tensors(), **flat}, run.ranks)
+    for kept in moments.values():  # a single number was kept as a row of one
+        kept |= {key: kept[key].reshape(()) for key in kept.keys() & {"step"}}
+    load_optimizer_state(run.optimizer, run.parameters, moments)
+
+
+def blank_moments(
+    folder: Path, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, dict[str, Tensor]]:
+    """Memory for what a checkpoint holds of the optimizer: parameter -> key -> tensor.
+
+    Raises CheckpointError for a parameter that this run does not train.
+    """
+    moments: dict[str, dict[str, Tensor]] = {}
+    for stored, (shape, dtype) in held_names(folder).items():
+        part, key, name = (*stored.split(".", 2), "", "")[:3]
+        if part != "optim":
+            continue
+        if name not in parameters:
+            raise CheckpointError(f"{folder}: optimizer state for an unknown parameter: {name}")
+        parameter = parameters[name]
+        if shape == parameter.shape:
+            blank = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+        else:
+            blank = torch.empty(shape, dtype=dtype, device=parameter.device)
+        moments.setdefault(name, {})[key] = blank
+    return moments
