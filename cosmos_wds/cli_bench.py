@@ -1,5 +1,6 @@
 """The command line's `bench`: how fast a network or a loader is on this machine."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,6 +8,7 @@ import typer
 
 from cosmos_wds.cli_download import Changes
 from cosmos_wds.cli_tools import Preset
+from cosmos_wds.errors import ConfigError
 
 bench = typer.Typer(
     help="Measure this machine's speed.", no_args_is_help=True, rich_markup_mode="rich"
@@ -85,4 +87,45 @@ def bench_loader(  # noqa: PLR0913 (a command's options are its arguments)
             recordings=recordings if against else None,
         )
     )
+    result.print(measured.to_json() if json_lines else measured.table())
+
+
+@bench.command(
+    "train",
+    epilog="Examples:\n\ncosmos-wds bench train demo --against plain\n\n"
+    "cosmos-wds bench train bridge_1gpu --grid",
+)
+def bench_train(  # noqa: PLR0913 (a command's options are its arguments)
+    recipe: Annotated[str, typer.Argument(help="A recipe: bridge, demo, or a file of yours.")],
+    changes: Changes = None,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps; their median counts.")] = 10,
+    against: Annotated[
+        Literal["plain"] | None, typer.Option(help="Time a plain training loop too, in turns.")
+    ] = None,
+    grid: Annotated[
+        bool,
+        typer.Option("--grid", help="Each micro-batch, checkpointing and compilation in turn."),
+    ] = False,
+    json_lines: Annotated[bool, typer.Option("--json", help="Print lines of JSON.")] = False,
+) -> None:
+    """Time, memory and share of the card's matrix rate of a training step, with random weights.
+
+    It needs no shards and no weights.
+    """
+    from cosmos_wds.console import result
+    from cosmos_wds.recipe import load_recipe
+
+    settings = load_recipe(recipe, changes or ())
+    from cosmos_wds.train.bench_grid import bench_grid, grid_table
+    from cosmos_wds.train.bench_train import TrainBenchRequest, bench_train
+
+    if grid:
+        if against:
+            raise ConfigError("--grid: without --against")
+        rows = bench_grid(settings, steps=steps)
+        for line in map(json.dumps, rows) if json_lines else [grid_table(rows)]:
+            result.print(line)
+        return
+    request = TrainBenchRequest(recipe=settings, steps=steps, against_plain=against is not None)
+    measured = bench_train(request)
     result.print(measured.to_json() if json_lines else measured.table())

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 T = TypeVar("T")
 
@@ -41,9 +42,23 @@ def warn(message: str) -> None:
     say(f"[yellow]warning:[/yellow] {message}")
 
 
+class _NotesBelow(Progress):
+    """Shows what the tasks note in lines of its own, which a narrow terminal breaks."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        for task in self.tasks:  # the console itself breaks no lines
+            yield Text(task.fields["note"], no_wrap=False, overflow="fold")
+
+
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A rich progress display that is silent on other ranks and leaves cleanly on Ctrl-C."""
+def progress_bar(*, notes_below: bool = False) -> Iterator[Progress]:
+    """A rich progress display that is silent on other ranks and leaves cleanly on Ctrl-C.
+
+    notes_below   for long notes: below the bar instead of beside it
+    """
+    kind = _NotesBelow if notes_below else Progress
+    note = () if notes_below else (TextColumn("{task.fields[note]}"),)
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -51,9 +66,9 @@ def progress_bar() -> Iterator[Progress]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        *note,
     )
-    with Progress(*columns, console=console, disable=not is_rank_zero()) as progress:
+    with kind(*columns, console=console, disable=not is_rank_zero()) as progress:
         yield progress
 
 

@@ -23,7 +23,8 @@ from cosmos_wds.config import dump, override, write_text
 from cosmos_wds.console import console, say
 from cosmos_wds.pipeline import Pipeline, load_pipeline
 from cosmos_wds.recipe import Recipe, load_recipe
-from cosmos_wds.rollout.metrics import Interval, StepRow, psnr_table, verdict
+from cosmos_wds.rollout.metrics import StepRow, psnr_table, verdict
+from cosmos_wds.train.interval import Interval
 
 FINISHED, REPORT = "demo.json", "report.html"
 STEPS, FILMS, SEED = 16, 6, 0

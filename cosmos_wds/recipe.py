@@ -163,7 +163,7 @@ class InferSettings(Settings):
     noise: Literal["per_frame", "reference"] = "per_frame"
     """`reference` uses the same noise for every frame of a rollout."""
     guardrail: str = ""
-    """`module:function` that every rollout's frames pass through (rollout/guardrail.py)."""
+    """`module:function` that every rollout's frames pass through (diffusion/guardrail.py)."""
 
     def problems(self) -> Iterator[str]:
         yield from at_least(self, steps=1, batch=1)
@@ -211,6 +211,13 @@ class Recipe(Settings):
             yield (
                 f"[train] batch = {self.train.batch}: not a multiple of accumulate = "
                 f"{self.train.accumulate}"
+            )
+        if self.lora.rank and not self.model.base:
+            yield f"[lora] rank = {self.lora.rank}: adapters need a base to adapt; set [model] base"
+        if self.lora.rank and self.train.parallel == "fsdp":
+            yield (
+                f"[lora] rank = {self.lora.rank}: frozen weights are not sharded; use [train] "
+                'parallel = "ddp"'
             )
 
     def _window_beyond_tables(self, spatial: int) -> Iterator[str]:

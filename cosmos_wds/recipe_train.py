@@ -71,6 +71,15 @@ class TrainSettings(Settings):
             yield f"ema_decay = {self.ema_decay}: from 0 up to, not including, 1"
         if self.replicate > 1 and self.parallel != "fsdp":
             yield f'replicate = {self.replicate}: is for parallel = "fsdp"'
+        if self.offload and self.parallel != "single":
+            yield f'offload = true: is for one process, parallel = "single", not "{self.parallel}"'
+        if self.optimizer == "adamw8bit" and self.eps < 1e-8:
+            yield (
+                f"eps = {self.eps}: too small for adamw8bit, which rounds small second moments to "
+                "0, so that eps alone bounds their weights' steps; use 1e-8 or more"
+            )
+        if self.ema == "none" and self.ema_device != "same":
+            yield f'ema_device = "{self.ema_device}": with ema = "none" there is no average'
 
 
 class LoraSettings(Settings):
@@ -80,7 +89,14 @@ class LoraSettings(Settings):
     """Of the adapters; 0 trains all weights."""
     alpha: float = 16.0
     """The adapters' output is times alpha / rank."""
-    targets: tuple[str, ...] = ("q", "k", "v", "out", "up", "down")
+    targets: tuple[Literal["q", "k", "v", "out", "up", "down"], ...] = (
+        "q",
+        "k",
+        "v",
+        "out",
+        "up",
+        "down",
+    )
     """Last parts of the names of linear layers inside blocks that get one. The action embedders are
     always trained whole: a base has none."""
 
@@ -98,7 +114,7 @@ class WatchSettings(Settings):
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Where the same numbers go too; each is an extra of its own name."""
     validate_every: int = 0
-    """Steps between validations; 0: none."""
+    """Steps between validations, and one after the last step; 0: none."""
     split: str = "val"
     """The split that they are made on."""
     windows: int = 64
@@ -106,7 +122,7 @@ class WatchSettings(Settings):
     rollouts: int = 2
     """Episodes of it that are rolled out for pictures; 0: none."""
     rollout_frames: int = 8
-    """Frames that each rollout generates."""
+    """Frames that each rollout generates; rounded up to whole windows."""
 
     def problems(self) -> Iterator[str]:
-        yield from at_least(self, validate_every=0, windows=1, rollouts=0, rollout_frames=1)
+        yield from at_least(self, validate_every=0, windows=2, rollouts=0, rollout_frames=1)

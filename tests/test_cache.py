@@ -334,7 +334,10 @@ def every_tenth(fates):
 
 
 def at_random(seed):
-    """One request in ten fails, in one way or another, and one in twenty stalls."""
+    """One request in ten fails, in one way or another, and one in twenty stalls.
+
+    With the seeds below each of that comes within the first two dozen.
+    """
     chance = random.Random(seed)
     fates = ["refused", "broken", "cut", "stall", None]
     return lambda count: chance.choices(fates, [4, 3, 3, 5, 85])[0]
@@ -346,7 +349,7 @@ def at_random(seed):
         (every_tenth({3: "refused"}), {"refused"}),
         (every_tenth({3: "broken", 7: "cut"}), {"broken", "cut"}),
         (every_tenth({3: "stall"}), {"stall"}),
-        *((at_random(seed), {"refused", "broken", "cut", "stall"}) for seed in (0, 1)),
+        *((at_random(seed), {"refused", "broken", "cut", "stall"}) for seed in (7, 9)),
     ],
 )
 def test_a_store_that_fails_and_stalls(url, wanted, tmp_path, fate, expected):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from cosmos_wds.data.video import decode, probe
+from cosmos_wds.diffusion.guardrail import Blocked, guarded, load_guardrail, remind
 from cosmos_wds.errors import ConfigError, UserError
 from cosmos_wds.recipe import recipe_from_table
 from cosmos_wds.rollout import infer as inferring
 from cosmos_wds.rollout.episodes import HeldOut, evaluate
-from cosmos_wds.rollout.guardrail import Blocked, guarded, load_guardrail, remind
 from cosmos_wds.rollout.infer import InferRequest, infer
 from cosmos_wds.rollout.rollout import rollout
 from cosmos_wds.sizes import model_settings
@@ -23,7 +23,7 @@ from tests.tiny_run import planted_run, tiny_recipe
 MODULE = """
 import sys
 import numpy as np
-from cosmos_wds.rollout.guardrail import Blocked
+from cosmos_wds.diffusion.guardrail import Blocked
 number = 3
 seen = []
 path_at_import = list(sys.path)

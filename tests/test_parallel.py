@@ -77,7 +77,7 @@ def test_alone_nothing_is_sent():
         with pytest.raises(DataError):
             ranks.on_first(lambda: (_ for _ in ()).throw(DataError("bad")))
         model = torch.nn.Linear(2, 2)
-        with distributed(model, ranks, all_used=True) as wrapped, gradients_stay(wrapped):
+        with distributed(model, ranks) as wrapped, gradients_stay(wrapped):
             assert wrapped is model
 
 
@@ -187,7 +187,7 @@ BROKEN = """
     following = Loader._next
 
     def broken(self):
-        if self.step == 3 and os.environ["RANK"] == "1":
+        if self.step == (5 if what == "kill" else 3) and os.environ["RANK"] == "1":
             if what == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise DataError("train-000000.tar: train_7.mp4: does not decode")
@@ -221,7 +221,8 @@ def test_a_killed_rank_loses_no_checkpoint(shards, alone, tmp_path):
     ended = torchrun(script, *arguments[2:], "kill")
     assert ended.returncode != 0
     assert "(SIGKILL)" in ended.stderr
-    assert latest_step(recipe.run_folder / "checkpoints") == 2
+    # That of step 4 may still have been on its way to the disk.
+    assert latest_step(recipe.run_folder / "checkpoints") in (2, 4)
     ended = torchrun(*arguments)
     assert ended.returncode == 0, ended.stderr
     close(metrics(alone), metrics(recipe.run_folder))

@@ -57,7 +57,7 @@ def test_settings_and_options_in_sentences_exist():
     }
     assert options
     commands = ("download", "shard", "train", "infer", "export x", "inspect x")
-    commands += ("bench model x", "bench loader x")
+    commands += ("bench model x", "bench loader x", "bench train x")
     known = {
         f"--{key.replace('_', '-')}"
         for words in commands

@@ -20,8 +20,9 @@ from cosmos_wds.recipe import WindowSettings
 from cosmos_wds.rollout.charts import WIDTH, Line, line_chart, ticks
 from cosmos_wds.rollout.episodes import Evaluation, HeldOut, evaluate, held_out, others
 from cosmos_wds.rollout.film import enlarged, write_films
-from cosmos_wds.rollout.metrics import Interval, mean_interval, psnr, shown_steps, verdict
+from cosmos_wds.rollout.metrics import psnr, shown_steps, verdict
 from cosmos_wds.rollout.report import Facts, read_losses, write_report
+from cosmos_wds.train.interval import Interval, mean_interval
 from tests.conftest import moving_frames, write_episode
 from tests.tiny_run import random_run
 

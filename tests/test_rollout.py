@@ -8,8 +8,9 @@ from cosmos_wds.data.actions import ActionContract, relative_actions
 from cosmos_wds.errors import CheckpointError
 from cosmos_wds.recipe import WindowSettings
 from cosmos_wds.rollout.inputs import rollout_actions
-from cosmos_wds.rollout.metrics import mean_interval, psnr, t_point
+from cosmos_wds.rollout.metrics import psnr
 from cosmos_wds.rollout.rollout import rollout
+from cosmos_wds.train.interval import mean_interval, t_point
 from cosmos_wds.train.run import LoadedRun
 from tests.conftest import moving_frames, tiny_states
 from tests.golden_vectors import read_golden

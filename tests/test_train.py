@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cosmos_wds.errors import CheckpointError, ConfigError, DataError, UserError
 from cosmos_wds.model.weight_files import read_state
-from cosmos_wds.train import loop, state
+from cosmos_wds.train import loop, state, step
 from cosmos_wds.train import run as run_module
 from cosmos_wds.train.checkpoint import checkpoint_folder, latest_step, weights_file
 from cosmos_wds.train.folder import BAD_BATCH, METRICS, flat, locked
@@ -218,12 +218,12 @@ def test_a_folder_that_cannot_be_written(shards, tmp_path):
 
 def test_a_loss_that_is_not_finite(shards, tmp_path, monkeypatch):
     recipe = small_recipe(shards, tmp_path, steps=6, save_every=2)
-    original = loop.backward
+    original = step.backward
 
     def poisoned(run, batch) -> Tensor:
         return original(run, batch) * (math.nan if run.step == 3 else 1)
 
-    monkeypatch.setattr(loop, "backward", poisoned)
+    monkeypatch.setattr(step, "backward", poisoned)
     with pytest.raises(
         UserError, match=r"step 4: the loss is nan.*bad_batch.json.*step 2 are saved"
     ):
@@ -235,6 +235,21 @@ def test_a_loss_that_is_not_finite(shards, tmp_path, monkeypatch):
     assert latest_step(recipe.run_folder / "checkpoints") == 2
     state = find_weights(recipe.run_folder, "reg").read()
     assert all(t.isfinite().all() for t in state.values())
+
+
+@pytest.mark.parametrize("rank", ["0", "3"])
+def test_a_gpu_that_is_too_small_is_told_by_the_rank_it_happens_to(
+    shards, tmp_path, monkeypatch, capfd, rank
+):
+    def too_much(run, batch):
+        monkeypatch.setenv("RANK", rank)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has ...")
+
+    monkeypatch.setattr(step, "backward", too_much)
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match=r"too small for run: CUDA out of memory.* 2 GiB. `cos"):
+        train(small_recipe(shards, tmp_path, steps=2))
+    assert ("error: the GPU's memory" in capfd.readouterr().err) == (rank != "0")
 
 
 def test_full_disk_keeps_the_last_checkpoint(shards, whole, tmp_path, monkeypatch):

@@ -16,14 +16,17 @@ from cosmos_wds.train.parallel import Ranks
 from cosmos_wds.train.state import held_names, read_facts, restore_tensors
 from tests.conftest import write_episode
 
-TIMES = {"samples_per_second", "data_seconds", "compute_seconds"}
+TIMES = {
+    *("samples_per_second", "data_seconds", "compute_seconds"),
+    *("memory_bytes", "flops_per_second", "mfu"),
+}
 SECTIONS = {"data", "window", "model", "tokenizer", "diffusion", "infer", "lora", "watch"}
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
-def small_shards(folder: Path, episodes: int = 4, scale=None) -> Path:
-    """`episodes` train and 1 val episodes of 8 frames, sharded."""
-    for split, count in (("train", episodes), ("val", 1)):
+def small_shards(folder: Path, episodes: int = 4, scale=None, val: int = 1) -> Path:
+    """`episodes` train and `val` val episodes of 8 frames, sharded."""
+    for split, count in (("train", episodes), ("val", val)):
         for number in range(count):
             write_episode(folder / "raw", split, number)
     table = {

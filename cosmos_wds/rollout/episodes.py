@@ -19,8 +19,9 @@ from cosmos_wds.data.sets import ShardSets
 from cosmos_wds.errors import DataError
 from cosmos_wds.recipe import WindowSettings
 from cosmos_wds.rollout.inputs import rollout_actions
-from cosmos_wds.rollout.metrics import Interval, StepRow, mean_interval, psnr
+from cosmos_wds.rollout.metrics import StepRow, psnr
 from cosmos_wds.rollout.rollout import rollout_with_bar
+from cosmos_wds.train.interval import Interval, mean_interval
 from cosmos_wds.train.run import LoadedRun
 
 

@@ -11,11 +11,11 @@ from cosmos_wds.console import say
 from cosmos_wds.data.actions import ActionContract
 from cosmos_wds.data.storage import storage
 from cosmos_wds.data.video import resize
+from cosmos_wds.diffusion.guardrail import load_guardrail, remind
 from cosmos_wds.errors import ConfigError, DataError
 from cosmos_wds.pipeline import load_pipeline
 from cosmos_wds.recipe import Recipe, load_recipe
 from cosmos_wds.rollout.film import beside, write_mp4
-from cosmos_wds.rollout.guardrail import load_guardrail, remind
 from cosmos_wds.rollout.inputs import Inputs, read_inputs
 from cosmos_wds.rollout.metrics import psnr, shown_steps
 from cosmos_wds.rollout.rollout import contract_of, rollout_with_bar

@@ -15,8 +15,9 @@ from cosmos_wds.page import data_url, html_page
 from cosmos_wds.rollout.charts import Line, line_chart
 from cosmos_wds.rollout.episodes import Evaluation
 from cosmos_wds.rollout.film import COLUMNS, films, strip
-from cosmos_wds.rollout.metrics import Interval, StepRow, shown_steps, verdict, words
+from cosmos_wds.rollout.metrics import StepRow, shown_steps, verdict
 from cosmos_wds.rollout.style import STYLE
+from cosmos_wds.train.interval import Interval, words
 from cosmos_wds.train.run import LoadedRun
 
 CURVES = (("true", "true actions"), ("other", "another episode's actions"), ("copy", "first frame"))

@@ -89,7 +89,7 @@ def run_bench(request: BenchRequest) -> Measured:
         with torch.device("meta"):
             denoiser = Denoiser(settings, DiffusionSettings(), action_dims=ACTION_DIMS)
         denoiser = denoiser.to(precision).to_empty(device=device)
-        _fill(denoiser)
+        fill_randomly(denoiser)
         if request.compile_blocks:
             for block in denoiser.net.blocks:
                 block.compile()
@@ -124,7 +124,7 @@ def run_bench(request: BenchRequest) -> Measured:
 
 
 @torch.no_grad()
-def _fill(denoiser: Denoiser) -> None:
+def fill_randomly(denoiser: Denoiser) -> None:
     """Small random weights, drawn on the device."""
     generator = torch.Generator(next(denoiser.parameters()).device).manual_seed(0)
     for tensor in denoiser.state_dict().values():

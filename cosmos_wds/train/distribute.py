@@ -102,18 +102,16 @@ def shard(denoiser: Denoiser, ranks: Ranks, *, replicate: int, precision: torch.
 
 
 @contextmanager
-def distributed(denoiser: Denoiser, ranks: Ranks, *, all_used: bool) -> Iterator[nn.Module]:
-    """Within it, backward through the module that it gives averages gradients over the ranks.
-
-    all_used   whether every parameter gets a gradient in every step
-    """
+def distributed(denoiser: Denoiser, ranks: Ranks) -> Iterator[nn.Module]:
+    """Within it, backward through the module that it gives averages gradients over the ranks."""
     if ranks.world == 1 or isinstance(denoiser, FSDPModule):
         yield denoiser
         return
     yield DistributedDataParallel(
         denoiser,
         device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
-        find_unused_parameters=not all_used,
+        # In the reference's preset B_D reaches no output (spec.md b.7).
+        find_unused_parameters=denoiser.net.settings.actions == "reference",
         gradient_as_bucket_view=True,
     )
 

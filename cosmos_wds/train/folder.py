@@ -5,6 +5,7 @@ OUTPUT/PROJECT/GROUP/NAME/
     contract.json          what the actions' numbers mean
     tokenizer.safetensors  the embedded tokenizer, when the recipe uses it
     metrics.jsonl          one line per `log_every` steps
+    validation.jsonl       one line per validation;  validation/  its pictures (validate.py)
     bad_batch.json         only after a loss that was not finite
     checkpoints/           checkpoint.py
 """
@@ -23,6 +24,7 @@ from cosmos_wds.recipe import Recipe, recipe_from_table
 
 RECIPE, CONTRACT, TOKENIZER = "recipe.toml", "contract.json", EMBEDDED
 METRICS, BAD_BATCH, CHECKPOINTS = "metrics.jsonl", "bad_batch.json", "checkpoints"
+VALIDATION, PICTURES = "validation.jsonl", "validation"
 
 FREE = {
     *("project", "group", "name", "output"),

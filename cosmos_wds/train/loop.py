@@ -6,30 +6,29 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 import torch
 from rich.markup import escape
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from cosmos_wds.config import write_text
-from cosmos_wds.console import say
+from cosmos_wds.console import console, is_rank_zero, say
 from cosmos_wds.data.episode import Batch
 from cosmos_wds.data.memory import keep_freed_memory
-from cosmos_wds.diffusion.noise import draw
-from cosmos_wds.errors import UserError
+from cosmos_wds.errors import ConfigError, UserError
 from cosmos_wds.recipe import Recipe
-from cosmos_wds.train.distribute import distributed, gradients_stay
-from cosmos_wds.train.folder import BAD_BATCH, CHECKPOINTS, METRICS, locked
-from cosmos_wds.train.optim import lr_factor, set_lr
+from cosmos_wds.train.distribute import distributed
+from cosmos_wds.train.folder import BAD_BATCH, CHECKPOINTS, locked
 from cosmos_wds.train.parallel import Interrupted, join_ranks
 from cosmos_wds.train.start import find_inputs, start
 from cosmos_wds.train.state import write_weights
+from cosmos_wds.train.step import gradients, update
+from cosmos_wds.train.trackers import check_tracker
 from cosmos_wds.train.training import Training
+from cosmos_wds.train.validate import Validation
 from cosmos_wds.train.watch import Watch, watching
 
 
@@ -39,16 +38,31 @@ def train(recipe: Recipe) -> Path:
     Ctrl-C and SIGTERM save a checkpoint first; then KeyboardInterrupt, or SystemExit(0), is raised.
     Raises UserError for anything that the user can mend.
     """
+    try:
+        return _train(recipe)
+    except torch.OutOfMemoryError as error:  # told here, where the ranks have parted
+        message = (
+            f"the GPU's memory is too small for {recipe.name}: {str(error).splitlines()[0]} "
+            "`cosmos-wds train RECIPE --plan` says what fits"
+        )
+        if not is_rank_zero():
+            console.print(f"error: {escape(message)}")
+        raise ConfigError(message) from None
+
+
+def _train(recipe: Recipe) -> Path:
     folder = escape(str(recipe.run_folder))
     with join_ranks(recipe.train) as ranks, ExitStack() as held:
         if ranks.device.type == "cpu":
             keep_freed_memory()
         inputs = ranks.together(lambda: find_inputs(recipe, ranks))
+        validation = ranks.together(lambda: Validation(recipe))
+        ranks.on_first(lambda: check_tracker(recipe))
         ranks.on_first(lambda: held.enter_context(locked(recipe.run_folder)))
         run = start(recipe, ranks, inputs)
         if run is not None:
             with run.saver:
-                train_steps(run)
+                train_steps(run, validation)
         # Also where a run that had come to its end was stopped just before.
         ranks.on_first(lambda: write_weights(recipe.run_folder / CHECKPOINTS, recipe.train.steps))
         if run is None:
@@ -58,13 +72,13 @@ def train(recipe: Recipe) -> Path:
     return recipe.run_folder
 
 
-def train_steps(run: Training) -> None:
+def train_steps(run: Training, validation: Validation) -> None:
     """Do the remaining steps, saving on the way, at the end, and when asked to stop."""
-    settings, metrics = run.recipe.train, run.folder / METRICS
+    settings = run.recipe.train
     with (
         run.inputs.loader as loader,
         averaged(run),
-        watching(settings, metrics, step=run.step) as watch,
+        watching(run) as watch,
         stop_requests() as check_stop,
     ):
         batches = iter(loader)
@@ -75,6 +89,7 @@ def train_steps(run: Training) -> None:
             return next(batches)
 
         try:
+            validation.go_on(run, watch)
             while run.step < settings.steps:
                 began = time.perf_counter()
                 batch = run.ranks.together(fetch)
@@ -83,6 +98,7 @@ def train_steps(run: Training) -> None:
                 watch.step(run.step, run.recent, lr=lr, waited=waited)
                 if run.step % settings.save_every == 0 or run.step == settings.steps:
                     save(run, watch)
+                validation.after_step(run, watch)
             run.ranks.together(run.saver.wait)
         except Interrupted as request:
             leave(run, watch, request)
@@ -91,8 +107,7 @@ def train_steps(run: Training) -> None:
 @contextmanager
 def averaged(run: Training) -> Iterator[None]:
     """Within it, backward averages gradients over the ranks."""
-    all_used = run.recipe.model.actions != "reference"  # there B_D reaches no output (spec.md b.7)
-    with distributed(run.denoiser, run.ranks, all_used=all_used) as run.model:
+    with distributed(run.denoiser, run.ranks) as run.model:
         try:
             yield
         finally:
@@ -101,67 +116,10 @@ def averaged(run: Training) -> Iterator[None]:
 
 def train_step(run: Training, batch: Batch) -> float:
     """One optimizer step on this rank's share of a global batch; returns its learning rate."""
-    settings = run.recipe.train
-    lr = settings.lr * lr_factor(
-        run.step, steps=settings.steps, warmup=settings.warmup, decay_to=settings.decay_to
-    )
-    total = backward(run, batch)
-    norm = torch.nn.utils.clip_grad_norm_(list(run.parameters.values()), settings.clip)
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    mine, norm = torch.stack([total, norm.double()]).tolist()
-    mean = run.ranks.total(mine) / settings.batch
-    if not (math.isfinite(mean) and math.isfinite(norm)):
-        refuse(run, batch, loss=mine / len(batch.key), norm=norm)
-    set_lr(run.optimizer, lr)
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    run.ema.update(run.parameters, run.step)
-    run.step += 1
-    run.recent.append([mean, norm])
-    return lr
-
-
-def backward(run: Training, batch: Batch) -> Tensor:
-    """Leave the gradients of the mean loss, micro-batch by micro-batch.
-
-    Returns the sum of the windows' losses in float64, where it hardly depends on their order: runs
-    on any number of ranks report the same.
-    """
-    recipe, device = run.recipe, run.ranks.device
-    count = recipe.train.accumulate
-    rows = len(batch.key) // count
-    draws = draw(
-        recipe.diffusion,
-        seed=recipe.seed,
-        step=run.step,
-        lanes=run.inputs.lanes,
-        latent_shape=run.latent_shape,
-    )
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for i in range(count):
-        part = slice(i * rows, (i + 1) * rows)
-        latent = encoded(run, batch, part)
-        with gradients_stay(run.model) if i + 1 < count else nullcontext():
-            with torch.autocast(device.type, run.precision, enabled=run.precision != torch.float32):
-                losses = run.model(
-                    latent,
-                    action=batch.action[part].to(device, non_blocking=True),
-                    fps=batch.fps[part].to(device, non_blocking=True),
-                    draws=draws.part(part).to(device),
-                )
-            (losses.mean() / count).backward()
-        total += losses.detach().double().sum()
-    return total
-
-
-@torch.no_grad()
-def encoded(run: Training, batch: Batch, part: slice) -> Tensor:
-    """Some of the batch's windows as float32 latents (B, C, T, h, w) on the run's device."""
-    if batch.latent is not None:
-        return batch.latent[part].to(run.ranks.device, non_blocking=True).float()
-    assert batch.video is not None
-    video = batch.video[part].to(run.ranks.device, non_blocking=True)
-    return run.tokenizer.encode(video.contiguous())
+    found = gradients(run, batch)
+    if not (math.isfinite(found.loss) and math.isfinite(found.norm)):
+        refuse(run, batch, loss=found.mine, norm=found.norm)
+    return update(run, found)
 
 
 def save(run: Training, watch: Watch) -> None:

@@ -2,12 +2,9 @@
 
 import json
 import os
-from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from rich.markup import escape
-from torch import Tensor, nn
 
 from cosmos_wds.config import dump, write_text
 from cosmos_wds.console import say
@@ -22,10 +19,9 @@ from cosmos_wds.recipe import Recipe
 from cosmos_wds.train import folder as files
 from cosmos_wds.train.checkpoint import checkpoint_folder, latest_step, remove_leftovers
 from cosmos_wds.train.distribute import apply_checkpointing, shard
-from cosmos_wds.train.ema import Ema
+from cosmos_wds.train.ema import build_ema
 from cosmos_wds.train.optim import (
     build_optimizer,
-    load_optimizer_state,
     trainable,
 )
 from cosmos_wds.train.parallel import Ranks, choose_precision, lanes_of
@@ -35,8 +31,8 @@ from cosmos_wds.train.run import (
     find_weights,
     load_base,
 )
-from cosmos_wds.train.state import Saver, held_names, read_facts, restore_tensors
-from cosmos_wds.train.training import Inputs, Training
+from cosmos_wds.train.state import Saver, read_facts, restore_tensors
+from cosmos_wds.train.training import Inputs, Training, Work
 
 FRAMES_OF_EPISODE = 8
 """Of each episode that the tokenizer is fitted on, where there are enough episodes."""
@@ -166,18 +162,9 @@ def assemble(recipe: Recipe, ranks: Ranks, inputs: Inputs, done: int | None) -> 
         denoiser.to_empty(device=ranks.device)  # filled by `restore`
     elif inputs.base:
         say(escape(str(load_base(denoiser, recipe, inputs.base, device=ranks.device))))
-    parameters = trainable(denoiser)
     run = Training(
-        recipe=recipe,
-        ranks=ranks,
+        **vars(equip(recipe, ranks, denoiser, precision, tokenizer)),
         inputs=inputs,
-        tokenizer=tokenizer,
-        denoiser=denoiser,
-        model=denoiser,
-        parameters=parameters,
-        optimizer=build_optimizer(denoiser, settings),
-        ema=Ema(parameters, settings.ema_rate),
-        precision=precision,
         saver=Saver(
             recipe.run_folder / files.CHECKPOINTS, ranks, keep=settings.keep, step=done or 0
         ),
@@ -185,6 +172,36 @@ def assemble(recipe: Recipe, ranks: Ranks, inputs: Inputs, done: int | None) -> 
     if done is not None:
         restore(run, done)
     return run
+
+
+def equip(
+    recipe: Recipe,
+    ranks: Ranks,
+    denoiser: Denoiser,
+    precision: torch.dtype,
+    tokenizer: Tokenizer | None,
+) -> Work:
+    """A filled network with all that training it needs: optimizer, average, its part of a batch."""
+    settings, window, factor = recipe.train, recipe.window, recipe.tokenizer.factor
+    parameters = trainable(denoiser)
+    return Work(
+        recipe=recipe,
+        ranks=ranks,
+        tokenizer=tokenizer,
+        latent_shape=(
+            recipe.model.latent_channels,
+            window.frames,
+            window.picture_height // factor,
+            window.width // factor,
+        ),
+        denoiser=denoiser,
+        model=denoiser,
+        parameters=parameters,
+        optimizer=build_optimizer(denoiser, settings),
+        ema=build_ema(parameters, settings),
+        precision=precision,
+        lanes=lanes_of(ranks, settings),
+    )
 
 
 def spread(denoiser: Denoiser, recipe: Recipe, ranks: Ranks, precision: torch.dtype) -> None:
@@ -215,32 +232,4 @@ def restore(run: Training, done: int) -> None:
         )
     run.inputs.loader.load_state_dict(facts["loader"])
     run.step, run.recent = facts["iteration"], facts["recent"]
-    moments = blank_moments(folder, run.parameters)
-    flat = {f"optim.{k}.{name}": t for name, kept in moments.items() for k, t in kept.items()}
-    restore_tensors(folder, {**run.tensors(), **flat}, run.ranks)
-    for kept in moments.values():  # a single number was kept as a row of one
-        kept |= {key: kept[key].reshape(()) for key in kept.keys() & {"step"}}
-    load_optimizer_state(run.optimizer, run.parameters, moments)
-
-
-def blank_moments(
-    folder: Path, parameters: Mapping[str, nn.Parameter]
-) -> dict[str, dict[str, Tensor]]:
-    """Memory for what a checkpoint holds of the optimizer: parameter -> key -> tensor.
-
-    Raises CheckpointError for a parameter that this run does not train.
-    """
-    moments: dict[str, dict[str, Tensor]] = {}
-    for stored, (shape, dtype) in held_names(folder).items():
-        part, key, name = (*stored.split(".", 2), "", "")[:3]
-        if part != "optim":
-            continue
-        if name not in parameters:
-            raise CheckpointError(f"{folder}: optimizer state for an unknown parameter: {name}")
-        parameter = parameters[name]
-        if shape == parameter.shape:
-            blank = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
-        else:
-            blank = torch.empty(shape, dtype=dtype, device=parameter.device)
-        moments.setdefault(name, {})[key] = blank
-    return moments
+    restore_tensors(folder, run.tensors(), run.ranks)

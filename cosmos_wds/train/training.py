@@ -31,14 +31,16 @@ class Inputs:
     """Weights to start from; None when there are none, or the run only continues."""
 
 
-@dataclass
-class Training:
-    """A run between two steps."""
+@dataclass(kw_only=True)
+class Work:
+    """A model in training between two steps: all that a step needs besides its batch."""
 
     recipe: Recipe
     ranks: Ranks
-    inputs: Inputs
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
+    """Makes latents of video; None where batches hold latents."""
+    latent_shape: tuple[int, int, int, int]
+    """(C, T, h, w) of one window."""
     denoiser: Denoiser
     model: nn.Module
     """The denoiser; while training under DDP, wrapped (loop.averaged)."""
@@ -48,11 +50,21 @@ class Training:
     ema: Ema
     precision: torch.dtype
     """Of activations; weights, gradients and averages are float32."""
-    saver: Saver
+    lanes: range
+    """This rank's part of the global batch."""
     step: int = 0
     """Steps done: the next one's 0-based number."""
     recent: list[list[float]] = field(default_factory=list)
     """[loss, gradient norm] of each step since the last line of metrics.jsonl."""
+
+
+@dataclass(kw_only=True)
+class Training(Work):
+    """A run between two steps: what it reads and writes besides."""
+
+    tokenizer: Tokenizer
+    inputs: Inputs
+    saver: Saver
 
     @property
     def folder(self) -> Path:
@@ -63,17 +75,6 @@ class Training:
     def checkpoints(self) -> Path:
         """The folder of its checkpoints."""
         return self.folder / CHECKPOINTS
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int, int]:
-        """(C, T, h, w) of one window."""
-        window, factor = self.recipe.window, self.tokenizer.factor
-        return (
-            self.tokenizer.channels,
-            window.frames,
-            window.picture_height // factor,
-            window.width // factor,
-        )
 
     def digests(self) -> dict[str, str]:
         """Of what the weights depend on, and a resume must find again."""

@@ -6,9 +6,9 @@ The function gets the frames of one rollout, (N+1, H, W, 3) uint8, and returns f
 shape and type, or raises `Blocked("reason")`: then nothing is shown or written. So it is with
 whatever else it raises, and with anything else that it returns.
 
-`rollout.rollout` itself calls it, the only place where generated latents become pictures. So every
-command's pictures pass through it, `infer`'s as well as a report's, at the model's size and before
-they are enlarged, put beside a recording or measured.
+`rollout.rollout` itself calls it, and so does validation while training: the only places where
+generated latents become pictures. So every command's pictures pass through it, at the model's size
+and before they are enlarged, put beside a recording, measured or written.
 
 NVIDIA's model licence asks that whoever removes its guardrail puts a similar one in its place, and
 cosmos-wds contains none.
