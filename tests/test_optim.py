@@ -1,25 +1,34 @@
-"""Learning rate against the reference's, parameter groups, AdamW's rule and its state by name."""
+"""Learning rate as the reference's, parameter groups, AdamW's rule and state, also in 8 bits."""
 
+from contextlib import nullcontext
+from importlib.metadata import distribution
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from cosmos_wds.diffusion.edm import Denoiser
-from cosmos_wds.errors import CheckpointError
-from cosmos_wds.recipe import DiffusionSettings, TrainSettings
+from cosmos_wds.errors import ConfigError
+from cosmos_wds.recipe import DiffusionSettings, TrainSettings, recipe_from_table
 from cosmos_wds.sizes import ModelSettings
+from cosmos_wds.train import extras
+from cosmos_wds.train.extras import check_extras
 from cosmos_wds.train.optim import (
+    Offloaded,
     build_optimizer,
+    has_8_bit_moments,
     is_decayed,
-    load_optimizer_state,
     lr_factor,
     optimizer_state,
     parameter_groups,
     set_lr,
     trainable,
 )
+from tests.one_rank import mesh_of_one
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "lr_and_ema.safetensors")
 
@@ -100,35 +109,291 @@ def test_update_is_the_references_rule():
     torch.testing.assert_close(module.weight.detach().double(), w, rtol=1e-5, atol=1e-6)
 
 
-def test_state_goes_by_name_and_continues_bit_for_bit():
-    first, second = (torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
-    second.load_state_dict(first.state_dict())
-    settings = TrainSettings(lr=1e-2)
+KINDS = {"adamw": {}, "adamw8bit": {"optimizer": "adamw8bit", "eps": 1e-8}}
 
-    def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
-        for n, p in model.named_parameters():
-            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed + len(n)))
-        optimizer.step()
 
+class Layers(torch.nn.Module):
+    """One matrix for 8 bits, one with too few rows, a bias and a vector."""
+
+    def __init__(self):
+        super().__init__()
+        self.large = torch.nn.Linear(512, 320)
+        self.low = torch.nn.Linear(256, 8, bias=False)
+        self.scale = torch.nn.Parameter(torch.ones(512))
+
+
+def layers() -> Layers:
+    model = Layers()
+    for number, parameter in enumerate(model.parameters()):
+        parameter.data = torch.randn(parameter.shape, generator=generator(number))
+    return model
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def step(model: torch.nn.Module, optimizer, seed: int, lr: float = 1e-2) -> None:
+    for number, p in enumerate(model.parameters()):
+        p.grad = torch.randn(p.shape, generator=generator(100 * seed + number)).to(p.device)
+    set_lr(optimizer, lr)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def tensors_of(optimizer, model):
+    state = optimizer_state(optimizer, trainable(model))
+    return {f"{name}.{key}": t for name, kept in state.items() for key, t in kept.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_goes_by_name_and_continues_bit_for_bit(kind, tmp_path):
+    settings = TrainSettings(**KINDS[kind])
+    first, second = layers(), layers()
     one = build_optimizer(first, settings)
     for seed in range(3):
         step(first, one, seed)
-    saved = optimizer_state(one, trainable(first))
-    assert set(saved) == {"weight", "bias"}
+    held = tensors_of(one, first)
+    assert all(type(tensor) is torch.Tensor for tensor in held.values())
+    save_file(held, tmp_path / "state.safetensors")
     second.load_state_dict(first.state_dict())
     two = build_optimizer(second, settings)
-    load_optimizer_state(two, trainable(second), saved)
+    targets, saved = tensors_of(two, second), load_file(tmp_path / "state.safetensors")
+    assert targets.keys() == saved.keys()
+    for name, tensor in targets.items():
+        assert not tensor.any(), name
+        tensor.copy_(saved[name])
     for seed in range(3, 6):
         step(first, one, seed)
         step(second, two, seed)
-    assert torch.equal(first.weight, second.weight) and torch.equal(first.bias, second.bias)
+    for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    for name, tensor in tensors_of(one, first).items():
+        assert torch.equal(tensor, tensors_of(two, second)[name]), name
 
 
-def test_foreign_state_is_refused():
-    model = torch.nn.Linear(4, 4)
-    optimizer = build_optimizer(model, TrainSettings())
-    moments = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(2), "exp_avg_sq": torch.zeros(2)}
-    with pytest.raises(CheckpointError, match="unknown parameters: scale"):
-        load_optimizer_state(optimizer, trainable(model), {"scale": moments})
-    with pytest.raises(CheckpointError, match=r"weight: \(2,\), but the parameter is \(4, 4\)"):
-        load_optimizer_state(optimizer, trainable(model), {"weight": moments})
+def test_which_moments_are_in_8_bits_and_how_they_are_kept():
+    model = layers()
+    optimizer = build_optimizer(model, TrainSettings(**KINDS["adamw8bit"]))
+    step(model, optimizer, 0)
+    state = optimizer_state(optimizer, trainable(model))
+    assert {name for name, p in model.named_parameters() if has_8_bit_moments(p)} == {
+        "large.weight"
+    }
+    large = state.pop("large.weight")
+    assert {k: (tuple(t.shape), t.dtype) for k, t in large.items()} == {
+        "step": ((), torch.float32),
+        "exp_avg": ((320, 512), torch.uint8),
+        "exp_avg_scale": ((320, 2), torch.float32),
+        "exp_avg_sq": ((320, 512), torch.uint8),
+        "exp_avg_sq_scale": ((320, 2), torch.float32),
+    }
+    for name, kept in state.items():
+        assert set(kept) == {"step", "exp_avg", "exp_avg_sq"}, name
+        assert kept["exp_avg"].dtype == torch.float32
+
+
+def test_the_optimizer_finds_its_state_and_does_not_make_another():
+    """torch and torchao make what is missing at the first step: the keys must be theirs."""
+    for kind, changes in KINDS.items():
+        model = layers()
+        optimizer = build_optimizer(model, TrainSettings(**changes))
+        before = {name: id(p_state) for name, p_state in optimizer.state.items()}
+        ours = {key: type(t) for key, t in optimizer.state[model.large.weight].items()}
+        step(model, optimizer, 0)
+        assert {name: id(p_state) for name, p_state in optimizer.state.items()} == before, kind
+        optimizer.state.clear()
+        step(model, optimizer, 1)
+        theirs = {key: type(t) for key, t in optimizer.state[model.large.weight].items()}
+        assert ours == theirs, kind
+
+
+def test_8_bits_step_as_float32_does_to_their_precision():
+    models = {kind: layers() for kind in KINDS}
+    optimizers = {
+        kind: build_optimizer(model, TrainSettings(**{**KINDS[kind], "eps": 1e-8}))
+        for kind, model in models.items()
+    }
+    for seed in range(10):
+        for kind, model in models.items():
+            step(model, optimizers[kind], seed)
+    moved = models["adamw"].large.weight - layers().large.weight
+    apart = models["adamw8bit"].large.weight - models["adamw"].large.weight
+    assert 0 < apart.norm() / moved.norm() < 0.03
+    torch.testing.assert_close(models["adamw8bit"].scale, models["adamw"].scale)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_learning_rate_is_taken_over(kind):
+    model = layers()
+    optimizer = build_optimizer(model, TrainSettings(**KINDS[kind], weight_decay=0.5))
+    step(model, optimizer, 0, lr=0.0)
+    for one, two in zip(model.parameters(), layers().parameters(), strict=True):
+        assert torch.equal(one, two)
+    step(model, optimizer, 1, lr=1e-3)
+    moved = (model.scale - layers().scale).abs().max().item()
+    assert moved == pytest.approx(1e-3, rel=0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sharded_parameters_have_sharded_state(kind):
+    """As FSDP2 shards them: the same steps, and state in DTensors split as the parameters are."""
+    settings = TrainSettings(**KINDS[kind])
+    plain, model = layers(), layers()
+    with mesh_of_one() as mesh:
+        fully_shard(model, mesh=mesh)
+        one, two = build_optimizer(plain, settings), build_optimizer(model, settings)
+        for seed in range(3):
+            step(plain, one, seed)
+            for number, p in enumerate(model.parameters()):
+                whole = torch.randn(p.shape, generator=generator(100 * seed + number))
+                p.grad = distribute_tensor(whole, p.device_mesh, p.placements)
+            set_lr(two, 1e-2)
+            two.step()
+        for (name, a), b in zip(plain.named_parameters(), model.parameters(), strict=True):
+            assert torch.equal(a, b.full_tensor()), name
+        for name, kept in optimizer_state(two, trainable(model)).items():
+            parameter = model.get_parameter(name)
+            for key, tensor in kept.items():
+                if key != "step":
+                    assert isinstance(tensor, DTensor) and tensor.placements == parameter.placements
+        whole, sharded = tensors_of(one, plain), tensors_of(two, model)
+        for name, tensor in sharded.items():
+            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            assert torch.equal(tensor, whole[name]), name
+
+
+class FakeCuda:
+    """Of torch.cuda, what torchao's CPUOffloadOptimizer calls, for parameters on the CPU."""
+
+    Stream = staticmethod(lambda: FakeCuda)
+    current_stream = record_event = Stream
+    stream = staticmethod(lambda _: nullcontext())
+    wait_stream = staticmethod(lambda _: None)
+    synchronize = staticmethod(lambda: None)
+
+
+@pytest.fixture
+def offloading(monkeypatch):
+    """torchao's offloading with the CPU in the part of the GPU."""
+    from torchao.optim import cpu_offload
+
+    def empty_like(tensor, *, device=None, pin_memory):
+        return torch.full_like(tensor, torch.nan, device=device, requires_grad=False)
+
+    pretended = SimpleNamespace(
+        cuda=FakeCuda, empty_like=empty_like, optim=torch.optim, no_grad=torch.no_grad
+    )
+    monkeypatch.setattr(cpu_offload, "torch", pretended)
+    monkeypatch.setattr(cpu_offload, "get_available_devices", lambda: ["cpu", "cuda"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_offloaded_steps_are_the_same_after_clipping_and_a_resume(kind, offloading):
+    """Clipped gradients count, and weights that are filled in after the optimizer was built."""
+    settings = TrainSettings(**KINDS[kind])
+    plain, model = layers(), layers()
+    one, two = build_optimizer(plain, settings), offloaded(model, kind)
+    for parameter in model.parameters():
+        parameter.data.mul_(2)  # what a checkpoint has not filled yet
+    for seed in range(6):
+        if seed == 3:  # goes on in new ones
+            held, state = tensors_of(two, model), model.state_dict()
+            model = layers()
+            two = offloaded(model, kind)
+            for name, tensor in tensors_of(two, model).items():
+                tensor.copy_(held[name])
+        if seed in (0, 3):
+            model.load_state_dict(plain.state_dict() if seed == 0 else state)
+        for network, optimizer in ((plain, one), (model, two)):
+            x = torch.randn(16, 512, generator=generator(seed))
+            y = network.large(x * network.scale).square().sum()
+            (y + network.low(x[:, :256]).sum()).backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1e-2)
+            set_lr(optimizer, 1e-2)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    for (name, a), b in zip(plain.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+    assert tensors_of(one, plain).keys() == tensors_of(two, model).keys()
+
+
+def offloaded(model, kind):
+    settings = TrainSettings(**KINDS[kind])
+    groups = parameter_groups(
+        trainable(model).items(), decay=settings.decay, weight_decay=settings.weight_decay
+    )
+    options = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
+    if kind == "adamw":
+        return Offloaded(groups, torch.optim.AdamW, options, in_8_bits=False)
+    from torchao.optim import AdamW8bit
+
+    optimizer = Offloaded(groups, AdamW8bit, options, in_8_bits=True)
+    optimizer.step = torch.compiler.set_stance("force_eager")(optimizer.step)
+    return optimizer
+
+
+def test_on_a_cpu_nothing_is_offloaded(capsys):
+    settings = TrainSettings(offload=True, parallel="single")
+    optimizer = build_optimizer(layers(), settings)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert "offload changes nothing on a CPU" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", KINDS)
+def test_offloaded_from_a_gpu(kind):
+    settings = TrainSettings(**KINDS[kind], offload=True, parallel="single")
+    plain, model = layers(), layers().cuda()
+    one, two = build_optimizer(plain, settings), build_optimizer(model, settings)
+    for seed in range(3):
+        step(plain, one, seed)
+        step(model, two, seed)
+    for a, b in zip(plain.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a, b.cpu(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("package", "changes", "told"),
+    [
+        ("torchao", {"train": KINDS["adamw8bit"]}, '[train] optimizer = "adamw8bit" needs'),
+        ("torchao", {"train": {"offload": True, "parallel": "single"}}, "[train] offload = true"),
+        ("peft", {"lora": {"rank": 4}, "model": {"base": "b"}}, "[lora] rank = 4 needs"),
+    ],
+)
+def test_a_library_that_is_not_installed(monkeypatch, package, changes, told):
+    recipe = recipe_from_table(changes, origin="test")
+    check_extras(recipe)
+    monkeypatch.setattr(extras, "distribution", lambda name: distribution(f"no-{name}"))
+    with pytest.raises(ConfigError) as refused:
+        check_extras(recipe)
+    assert str(refused.value).startswith(told)
+    assert str(refused.value).endswith(f"pip install 'cosmos-wds[{package}]'")
+    check_extras(recipe_from_table({}, origin="test"))
+
+
+def largest_step(eps: float) -> float:
+    """In learning rates, with gradients of a large network's size, which differ within a block."""
+    model = torch.nn.Linear(512, 256, bias=False)
+    settings = TrainSettings.model_construct(**{**dict(TrainSettings()), **KINDS["adamw8bit"]})
+    settings = settings.model_copy(update={"eps": eps, "weight_decay": 0.0})
+    optimizer = build_optimizer(model, settings)
+    spread = 1e-5 * 10 ** torch.empty(256, 512).uniform_(-4, 0, generator=generator(0))
+    largest = 0.0
+    for seed in range(12):
+        before = model.weight.detach().clone()
+        model.weight.grad = spread * torch.randn(256, 512, generator=generator(seed))
+        set_lr(optimizer, 1e-3)
+        optimizer.step()
+        if seed > 5:
+            largest = max(largest, (model.weight.detach() - before).abs().max().item() / 1e-3)
+    return largest
+
+
+def test_why_8_bits_need_a_larger_eps():
+    """In 8 bits small second moments become 0, and what divides the first ones is eps alone."""
+    assert largest_step(1e-8) < 2
+    assert largest_step(1e-10) > 10
+    table = {"train": {"optimizer": "adamw8bit", "eps": 1e-10}}
+    with pytest.raises(ConfigError, match="eps = 1e-10: too small for adamw8bit"):
+        recipe_from_table(table, origin="test")

@@ -12,6 +12,7 @@ from cosmos_wds.errors import ConfigError
 from cosmos_wds.pipeline import Pipeline, load_pipeline
 from cosmos_wds.recipe import Recipe, load_recipe, recipe_from_table
 from cosmos_wds.sizes import ModelSettings, model_settings
+from cosmos_wds.train.folder import flat
 
 RECIPES = sorted(p.stem for p in shipped_folder("recipes").glob("*.toml"))
 PIPELINES = sorted(p.stem for p in shipped_folder("pipelines").glob("*.toml"))
@@ -26,7 +27,9 @@ def write(folder, text):
 
 
 def test_what_ships():
-    assert {"bridge", "bridge_reference", "demo", "small", "tiny_base"} <= set(RECIPES)
+    assert {"bridge", "bridge_1gpu", "bridge_reference", "demo", "small", "tiny_base"} <= set(
+        RECIPES
+    )
     assert {"bridge", "demo", "tiny_base"} <= set(PIPELINES)
     assert {"cosmos-predict1-7b", "cosmos-predict1-14b", "cosmos-tiny"} <= set(SIZES)
 
@@ -97,6 +100,15 @@ def test_our_preset_differs_from_the_reference_where_the_design_says():
     assert (reference.augment_mean, reference.augment_std, reference.augment_scale) == (0, 1, 4)
     assert (theirs.train.lr, theirs.train.warmup, theirs.train.eps) == (4e-4, 2500, 1e-10)
     assert (theirs.train.steps, theirs.train.save_every) == (100_000, 10_000)
+
+
+def test_what_one_gpu_changes_about_bridge():
+    """The experiment is the same: batch, schedule and all that decides what is learnt but eps."""
+    many, one = (flat(load_recipe(n).model_dump()) for n in ("bridge", "bridge_1gpu"))
+    assert {key.removeprefix("train.") for key in one if one[key] != many[key]} == {
+        *("name", "accumulate", "eps", "ema_device"),
+        *("optimizer", "checkpointing", "parallel"),
+    }
 
 
 def test_all_problems_come_at_once(tmp_path):

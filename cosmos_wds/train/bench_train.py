@@ -25,6 +25,8 @@ from cosmos_wds.recipe import Recipe
 from cosmos_wds.train import meter
 from cosmos_wds.train.bench_model import fill_randomly, matrix_rate
 from cosmos_wds.train.distribute import distributed
+from cosmos_wds.train.extras import check_extras
+from cosmos_wds.train.lora import add_lora
 from cosmos_wds.train.parallel import choose_precision, join_ranks
 from cosmos_wds.train.run import build_denoiser
 from cosmos_wds.train.start import equip, spread
@@ -90,6 +92,7 @@ class TrainBench:
 def bench_train(request: TrainBenchRequest) -> TrainBench:
     """Build the recipe's training step and time it. Raises ConfigError when it does not fit."""
     recipe = request.recipe
+    check_extras(recipe)
     with join_ranks(recipe.train) as ranks:
         device = ranks.device
         if device.type == "cpu":
@@ -101,6 +104,9 @@ def bench_train(request: TrainBenchRequest) -> TrainBench:
             if next(denoiser.parameters()).is_meta:
                 denoiser.to_empty(device=device)
             fill_randomly(denoiser)
+            if recipe.lora.rank:
+                frozen = precision if device.type == "cuda" else torch.float32
+                add_lora(denoiser, recipe.lora, seed=recipe.seed, frozen=frozen)
             work = equip(recipe, ranks, denoiser, precision, None)
             with distributed(denoiser, ranks) as work.model:
                 times, plain = _time_steps(work, request)

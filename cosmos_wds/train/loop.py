@@ -23,6 +23,7 @@ from cosmos_wds.recipe import Recipe
 from cosmos_wds.train.distribute import distributed
 from cosmos_wds.train.folder import BAD_BATCH, CHECKPOINTS, locked
 from cosmos_wds.train.parallel import Interrupted, join_ranks
+from cosmos_wds.train.run import completion
 from cosmos_wds.train.start import find_inputs, start
 from cosmos_wds.train.state import write_weights
 from cosmos_wds.train.step import gradients, update
@@ -64,7 +65,8 @@ def _train(recipe: Recipe) -> Path:
             with run.saver:
                 train_steps(run, validation)
         # Also where a run that had come to its end was stopped just before.
-        ranks.on_first(lambda: write_weights(recipe.run_folder / CHECKPOINTS, recipe.train.steps))
+        checkpoints, last = recipe.run_folder / CHECKPOINTS, recipe.train.steps
+        ranks.on_first(lambda: write_weights(checkpoints, last, completion(recipe)))
         if run is None:
             say(f"{folder}: all {recipe.train.steps} steps are done; nothing to do")
         else:

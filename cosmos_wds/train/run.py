@@ -18,7 +18,7 @@ from cosmos_wds.data.actions import NAMES, ActionContract
 from cosmos_wds.diffusion.edm import Denoiser
 from cosmos_wds.errors import CheckpointError, DataError
 from cosmos_wds.model.dit import initialise_actions
-from cosmos_wds.model.names import BAGGAGE
+from cosmos_wds.model.names import BAGGAGE, TEXT, from_released
 from cosmos_wds.model.tokenizer import Tokenizer
 from cosmos_wds.model.tokenizers import SHIPPED, load_tokenizer
 from cosmos_wds.model.weight_files import INDEX, read_state
@@ -26,8 +26,9 @@ from cosmos_wds.model.weights import Audit, load_state
 from cosmos_wds.recipe import Recipe
 from cosmos_wds.train.checkpoint import NAME, checkpoint_folder, latest_step, weights_file
 from cosmos_wds.train.folder import CHECKPOINTS, CONTRACT, RECIPE, read_recipe
+from cosmos_wds.train.lora import merged_state
 from cosmos_wds.train.parallel import choose_precision
-from cosmos_wds.train.state import read_weights
+from cosmos_wds.train.state import Complete, read_weights
 
 MODEL = "model.safetensors"
 ACTION_PARTS = ("net.action_cond.", "net.action_shared.")
@@ -55,7 +56,8 @@ class Place:
         Raises CheckpointError when it is missing or damaged.
         """
         if self.file.is_dir():
-            return read_weights(self.file, self.kind)
+            assert self.folder, "a checkpoint lies in a run's folder"
+            return read_weights(self.file, self.kind, completion(read_recipe(self.folder)))
         return read_state(self.file)
 
     @property
@@ -182,10 +184,8 @@ def load_base(
     The action embedders, which a base without actions lacks, are initialised as the preset says.
     Raises CheckpointError for anything else that is missing or unexpected.
     """
-    state = place.read()
+    state = base_state(recipe, place)
     has_actions = any("action_embedder" in name for name in state)
-    if not recipe.model.position_tables:  # the reference's choice (spec.md b.6)
-        state = {k: v for k, v in state.items() if "extra_pos_embedder" not in k}
     audit = load_state(
         denoiser,
         state,
@@ -196,6 +196,34 @@ def load_base(
     if audit.new:
         initialise_actions(denoiser.net, torch.Generator().manual_seed(recipe.seed))
     return audit
+
+
+def base_state(recipe: Recipe, place: Place) -> dict[str, Tensor]:
+    """A base's weights, under released names. Raises CheckpointError when it cannot be read."""
+    state = place.read()
+    if recipe.model.position_tables:
+        return state
+    return {k: v for k, v in state.items() if "extra_pos_embedder" not in k}  # spec.md b.6
+
+
+def completion(recipe: Recipe) -> Complete:
+    """What makes all weights of those in a run's checkpoint, under our names.
+
+    A LoRA run keeps what it trains only: its base is read, and the adapters are added to it. The
+    function raises CheckpointError when the base cannot be read.
+    """
+    if not recipe.lora.rank:
+        return dict
+
+    def complete(trained: dict[str, Tensor]) -> dict[str, Tensor]:
+        try:
+            base, _ = from_released(base_state(recipe, find_weights(recipe.model.base)))
+        except CheckpointError as error:
+            raise CheckpointError(f"the run's adapters need their base: {error}") from None
+        network = {name: tensor for name, tensor in base.items() if not TEXT.match(name)}
+        return merged_state(trained, network, recipe.lora)
+
+    return complete
 
 
 def only_dtype(state: Mapping[str, Tensor]) -> torch.dtype | None:

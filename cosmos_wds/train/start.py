@@ -20,10 +20,9 @@ from cosmos_wds.train import folder as files
 from cosmos_wds.train.checkpoint import checkpoint_folder, latest_step, remove_leftovers
 from cosmos_wds.train.distribute import apply_checkpointing, shard
 from cosmos_wds.train.ema import build_ema
-from cosmos_wds.train.optim import (
-    build_optimizer,
-    trainable,
-)
+from cosmos_wds.train.extras import check_extras
+from cosmos_wds.train.lora import add_lora
+from cosmos_wds.train.optim import build_optimizer, trainable
 from cosmos_wds.train.parallel import Ranks, choose_precision, lanes_of
 from cosmos_wds.train.run import (
     build_denoiser,
@@ -40,13 +39,15 @@ FRAMES_OF_EPISODE = 8
 
 def find_inputs(recipe: Recipe, ranks: Ranks) -> Inputs:
     """Open the shards and find the base weights. Raises UserError; writes nothing."""
+    check_extras(recipe)
     lanes = lanes_of(ranks, recipe.train)
     sets = ShardSets.load(recipe.data)
     loader = Loader(
         sets, recipe, rank=ranks.rank, world=ranks.world, pin=ranks.device.type == "cuda"
     )
     base = None
-    if recipe.model.base and latest_step(recipe.run_folder / files.CHECKPOINTS) is None:
+    checkpoints = recipe.run_folder / files.CHECKPOINTS
+    if recipe.model.base and (recipe.lora.rank or latest_step(checkpoints) is None):
         base = find_weights(recipe.model.base)
         check_contract(base, sets.contract)
     return Inputs(sets, loader, lanes, base)
@@ -158,10 +159,13 @@ def assemble(recipe: Recipe, ranks: Ranks, inputs: Inputs, done: int | None) -> 
         denoiser.to_empty(device="cpu").initialise(recipe.seed)
         denoiser.to(ranks.device)
     spread(denoiser, recipe, ranks, precision)
-    if done is not None:
-        denoiser.to_empty(device=ranks.device)  # filled by `restore`
-    elif inputs.base:
+    if inputs.base:
         say(escape(str(load_base(denoiser, recipe, inputs.base, device=ranks.device))))
+    elif done is not None:
+        denoiser.to_empty(device=ranks.device)  # filled by `restore`
+    if recipe.lora.rank:
+        frozen = precision if ranks.device.type == "cuda" else torch.float32
+        add_lora(denoiser, recipe.lora, seed=recipe.seed, frozen=frozen)
     run = Training(
         **vars(equip(recipe, ranks, denoiser, precision, tokenizer)),
         inputs=inputs,

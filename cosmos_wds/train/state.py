@@ -2,7 +2,7 @@
 
 torch's distributed checkpoint in safetensors files, so that nothing in it is pickled:
 
-    reg.NAME           weights and buffers, float32, under our names
+    reg.NAME           weights and buffers, float32, under our names; no frozen ones (lora.py)
     ema.NAME           their running average
     optim.KEY.NAME     what the optimizer keeps for a parameter
     run.json           step, the loader's position, digests: all else that a run goes on from
@@ -14,7 +14,7 @@ generator's state is kept.
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -48,6 +48,8 @@ from cosmos_wds.train.checkpoint import (
 from cosmos_wds.train.parallel import Ranks
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process
+
+Complete = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 FACTS = "run.json"
 FILE_BYTES = 2**30
@@ -198,8 +200,12 @@ def read_facts(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def read_weights(folder: Path, kind: Literal["reg", "ema"]) -> dict[str, Tensor]:
+def read_weights(
+    folder: Path, kind: Literal["reg", "ema"], complete: Complete = dict
+) -> dict[str, Tensor]:
     """All weights of a checkpoint, whole, under released names; what the average lacks, as trained.
+
+    complete   makes all of the network's weights of those that a checkpoint keeps (run.completion)
 
     They refer to the files where one rank wrote them whole. Raises CheckpointError when damaged.
     """
@@ -209,12 +215,13 @@ def read_weights(folder: Path, kind: Literal["reg", "ema"]) -> dict[str, Tensor]
         if f"ema.{name}" in metadata.state_dict_metadata:
             names[name] = f"ema.{name}"
     try:
-        return to_released({name: _whole(metadata, stored) for name, stored in names.items()})
+        held = {name: _whole(metadata, stored) for name, stored in names.items()}
     except (SafetensorError, OSError) as error:
         raise _damaged(folder, error) from None
+    return to_released(complete(held))
 
 
-def write_weights(folder: Path, step: int) -> None:
+def write_weights(folder: Path, step: int, complete: Complete = dict) -> None:
     """Write a checkpoint's weights, and their average if it has one, as the reference's files.
 
     Files that are there are left. One set of weights is in memory at a time, and that only where
@@ -226,7 +233,7 @@ def write_weights(folder: Path, step: int) -> None:
         path = weights_file(folder, step, kind)
         if path.is_file():
             continue
-        weights = read_weights(held, kind)
+        weights = read_weights(held, kind, complete)
         try:
             write_file(path, partial(torch.save, weights))
         except OSError as error:

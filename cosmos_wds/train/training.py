@@ -14,7 +14,8 @@ from cosmos_wds.model.tokenizer import Tokenizer
 from cosmos_wds.recipe import Recipe
 from cosmos_wds.train.ema import Ema
 from cosmos_wds.train.folder import CHECKPOINTS
-from cosmos_wds.train.optim import optimizer_state
+from cosmos_wds.train.lora import frozen_digest, trained_state
+from cosmos_wds.train.optim import Offloaded, optimizer_state
 from cosmos_wds.train.parallel import Ranks
 from cosmos_wds.train.run import Place
 from cosmos_wds.train.state import Saver
@@ -28,7 +29,8 @@ class Inputs:
     loader: Loader
     lanes: range
     base: Place | None
-    """Weights to start from; None when there are none, or the run only continues."""
+    """Weights to start from; None when there are none, or the run continues and holds its own. (A
+    LoRA run keeps no frozen weights.)"""
 
 
 @dataclass(kw_only=True)
@@ -46,7 +48,7 @@ class Work:
     """The denoiser; while training under DDP, wrapped (loop.averaged)."""
     parameters: dict[str, nn.Parameter]
     """What training moves, by name."""
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | Offloaded
     ema: Ema
     precision: torch.dtype
     """Of activations; weights, gradients and averages are float32."""
@@ -79,13 +81,14 @@ class Training(Work):
     def digests(self) -> dict[str, str]:
         """Of what the weights depend on, and a resume must find again."""
         contract = self.inputs.sets.contract
-        return {"action contract": contract.digest, "tokenizer": self.tokenizer.digest}
+        found = {"action contract": contract.digest, "tokenizer": self.tokenizer.digest}
+        return found | ({"base": frozen_digest(self.denoiser)} if self.recipe.lora.rank else {})
 
     def tensors(self) -> dict[str, Tensor]:
         """The state that a checkpoint keeps, by the names of state.py; under FSDP, DTensors."""
         moments = optimizer_state(self.optimizer, self.parameters)
         return {
-            **{f"reg.{name}": tensor for name, tensor in self.denoiser.state_dict().items()},
+            **{f"reg.{name}": tensor for name, tensor in trained_state(self.denoiser).items()},
             **{f"ema.{name}": tensor for name, tensor in self.ema.average.items()},
             **{f"optim.{k}.{name}": t for name, kept in moments.items() for k, t in kept.items()},
         }
