@@ -134,6 +134,7 @@ app.command(
 @app.command(
     epilog=_examples(
         "cosmos-wds train",
+        "cosmos-wds train bridge --plan --gpus 8",
         "cosmos-wds train bridge --set train.steps=5000 --set name=short",
         "cosmos-wds train bridge --nodes 2 --node-rank 0 --rendezvous node0:29500",
     )
@@ -150,6 +151,13 @@ def train(  # noqa: PLR0913 (a command's options are its arguments)
     rendezvous: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Of the first machine, on all of them.")
     ] = "",
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Train nothing: say what memory, time and disk it takes.")
+    ] = False,
+    gpus: Annotated[
+        int, typer.Option(help="With --plan: on how many; this machine's.", show_default=False)
+    ] = 0,
+    json: Annotated[bool, typer.Option("--json", help="With --plan: as one line of JSON.")] = False,
     changes: Changes = None,
 ) -> None:
     """Train, or post-train, the model of a recipe on its shards, on every GPU of this machine.
@@ -159,6 +167,12 @@ def train(  # noqa: PLR0913 (a command's options are its arguments)
     from cosmos_wds.recipe import load_recipe
 
     settings = load_recipe(recipe, changes or ())
+    if plan:
+        from cosmos_wds.train.plan_show import show_plan
+
+        return show_plan(settings, gpus=gpus, as_json=json)
+    if gpus or json:
+        raise ConfigError("train: --gpus and --json go with --plan")
     from cosmos_wds.train.launch import plan_start, run_processes
 
     start = plan_start(

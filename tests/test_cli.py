@@ -34,6 +34,7 @@ TINY = [
             "window.width=48",
         ),
         *("train.steps=2", "train.warmup=1", "train.batch=4", "data.workers=0", "infer.steps=2"),
+        "watch.validate_every=0",
     )
     for part in ("--set", change)
 ]

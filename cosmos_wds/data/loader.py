@@ -37,6 +37,7 @@ def open_loader(recipe: Recipe, *, split: str = "", **options: Any) -> "Loader":
 
     Raises DataError when the shards cannot be read, or do not go with the recipe.
     """
+    keep_freed_memory()
     return Loader(ShardSets.load(recipe.data, split), recipe, **options)
 
 
@@ -78,7 +79,6 @@ class Loader(IterableDataset[Batch]):
         self._told: dict[int, int] = {}
         self._told_bad: set[int] = set()
         self.step = self.skipped = self.decoded = 0
-        keep_freed_memory()
         skip_bad = recipe.data.on_bad == "skip"
         self._cutter = Cutter(self.order, self._reader, lanes, skip_bad=skip_bad, pin=pin)
         _OPEN.add(self)

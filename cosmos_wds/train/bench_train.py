@@ -16,7 +16,6 @@ import torch
 from rich.table import Table
 
 from cosmos_wds.data.episode import Batch
-from cosmos_wds.data.memory import keep_freed_memory
 from cosmos_wds.diffusion.noise import Draws
 from cosmos_wds.errors import ConfigError
 from cosmos_wds.model.describe import describe
@@ -95,8 +94,6 @@ def bench_train(request: TrainBenchRequest) -> TrainBench:
     check_extras(recipe)
     with join_ranks(recipe.train) as ranks:
         device = ranks.device
-        if device.type == "cpu":
-            keep_freed_memory()
         try:
             denoiser = build_denoiser(recipe, None)
             precision = choose_precision(recipe.train.precision, device)

@@ -17,7 +17,6 @@ from rich.markup import escape
 from cosmos_wds.config import write_text
 from cosmos_wds.console import console, is_rank_zero, say
 from cosmos_wds.data.episode import Batch
-from cosmos_wds.data.memory import keep_freed_memory
 from cosmos_wds.errors import ConfigError, UserError
 from cosmos_wds.recipe import Recipe
 from cosmos_wds.train.distribute import distributed
@@ -54,8 +53,6 @@ def train(recipe: Recipe) -> Path:
 def _train(recipe: Recipe) -> Path:
     folder = escape(str(recipe.run_folder))
     with join_ranks(recipe.train) as ranks, ExitStack() as held:
-        if ranks.device.type == "cpu":
-            keep_freed_memory()
         inputs = ranks.together(lambda: find_inputs(recipe, ranks))
         validation = ranks.together(lambda: Validation(recipe))
         ranks.on_first(lambda: check_tracker(recipe))

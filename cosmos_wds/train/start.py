@@ -9,6 +9,7 @@ from rich.markup import escape
 from cosmos_wds.config import dump, write_text
 from cosmos_wds.console import say
 from cosmos_wds.data.loader import Loader
+from cosmos_wds.data.memory import keep_freed_memory
 from cosmos_wds.data.sets import ShardSets
 from cosmos_wds.diffusion.edm import Denoiser
 from cosmos_wds.errors import CheckpointError, ConfigError, DataError
@@ -40,6 +41,8 @@ FRAMES_OF_EPISODE = 8
 def find_inputs(recipe: Recipe, ranks: Ranks) -> Inputs:
     """Open the shards and find the base weights. Raises UserError; writes nothing."""
     check_extras(recipe)
+    if ranks.device.type == "cuda":
+        keep_freed_memory()  # of decoded frames; a step on the CPU needs it for other sizes
     lanes = lanes_of(ranks, recipe.train)
     sets = ShardSets.load(recipe.data)
     loader = Loader(

@@ -1,0 +1,69 @@
+"""What training takes of memory: `python -m tests.training_memory WARM.toml RECIPE.toml`.
+
+WARM is trained first, so that libraries are loaded and have made what they keep. Then RECIPE is;
+printed is by how much its steps, before it saves, took the process above what it held when the
+model was about to be built.
+
+Freed memory goes back to the system here: glibc keeps it, in pieces that do not always fit what
+comes next, and what is compared with a plan is what tensors need.
+"""
+
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from cosmos_wds.config import dump
+from cosmos_wds.recipe import Recipe, load_recipe
+from tests.commands import ROOT, environment
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def measured_memory(warm: Recipe, recipe: Recipe, folder: Path) -> int:
+    """Bytes that training `recipe` takes, measured in a process of its own."""
+    files = []
+    for name, one in (("warm", warm), ("measured", recipe)):
+        files.append(folder / f"{name}.toml")
+        files[-1].write_text(dump(one))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training_memory", *map(str, files)],
+        cwd=ROOT,
+        env=environment(GLIBC_TUNABLES="glibc.malloc.mmap_threshold=65536"),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def main(warm: str, measured: str) -> None:
+    from cosmos_wds.train import loop
+
+    loop.train(load_recipe(warm))
+    start, save, found = loop.start, loop.save, {}
+
+    def measured_start(*arguments):
+        gc.collect()
+        CLEAR.write_text("5")  # the peak begins anew
+        found["before"] = held("VmRSS")
+        return start(*arguments)
+
+    def measured_save(*arguments):
+        found.setdefault("peak", held("VmHWM"))
+        return save(*arguments)
+
+    loop.start, loop.save = measured_start, measured_save
+    loop.train(load_recipe(measured))
+    os.write(1, f"{found['peak'] - found['before']}\n".encode())
+
+
+def held(what: str) -> int:
+    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return 1024 * int(lines[what].split()[0])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
