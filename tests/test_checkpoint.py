@@ -300,10 +300,10 @@ SAVER = """
 
 @pytest.mark.slow
 def test_kill_at_any_moment_of_a_save(tmp_path):
-    """SIGKILL during endless saving, eight times: what `latest` names loads, all parts alike."""
+    """SIGKILL during endless saving, five times: what `latest` names loads, all parts alike."""
     seen = 0
     root = str(Path(__file__).parent.parent)
-    for attempt in range(8):
+    for attempt in range(5):
         saver = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(SAVER), str(tmp_path)],
             stdout=subprocess.PIPE,
@@ -324,4 +324,4 @@ def test_kill_at_any_moment_of_a_save(tmp_path):
             assert (read_weights(folder, kind)["net.x_embedder.proj.1.weight"] == value).all()
         remove_leftovers(tmp_path)
         assert not list(tmp_path.glob(".*"))
-    assert seen >= 4
+    assert seen >= 2

@@ -82,12 +82,9 @@ def same_course(one, two, *, rel=1e-5):
 @pytest.mark.parametrize(
     ("processes", "changes"),
     [
-        (1, {"checkpointing": "full"}),
-        (1, {"checkpointing": "selective", "accumulate": 2}),
         (2, {"parallel": "ddp"}),
-        (2, {"parallel": "ddp", "checkpointing": "full", "accumulate": 2}),
+        (2, {"parallel": "ddp", "checkpointing": "selective", "accumulate": 2}),
         (2, {"parallel": "fsdp"}),
-        (2, {"parallel": "fsdp", "checkpointing": "selective"}),
         (2, {"parallel": "fsdp", "checkpointing": "full", "accumulate": 2}),
         (4, {"parallel": "fsdp", "replicate": 2}),
         (4, {"parallel": "fsdp", "replicate": 2, "checkpointing": "full", "accumulate": 2}),
@@ -99,10 +96,13 @@ def test_however_it_is_spread(shards, base, alone, tmp_path, processes, changes)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == f"{recipe.run_folder}\n"
     same_course(alone, recipe.run_folder)
+    same_weights(alone, recipe.run_folder)
+
+
+def same_weights(one, two):
     for kind in ("reg", "ema"):
         mine, theirs = (
-            read_weights(checkpoint_folder(f / "checkpoints", 20), kind)
-            for f in (recipe.run_folder, alone)
+            read_weights(checkpoint_folder(f / "checkpoints", 20), kind) for f in (one, two)
         )
         assert mine.keys() == theirs.keys()
         for name, tensor in mine.items():
@@ -110,8 +110,16 @@ def test_however_it_is_spread(shards, base, alone, tmp_path, processes, changes)
 
 
 @pytest.mark.parametrize(
-    ("processes", "changes"),
-    [(1, {}), (2, {"parallel": "ddp"}), (2, {"parallel": "fsdp", "checkpointing": "full"})],
+    "changes", [{"checkpointing": "full"}, {"checkpointing": "selective", "accumulate": 2}]
+)
+def test_checkpointing_alone(shards, base, alone, tmp_path, changes):
+    folder = one_thread(recipe_of(shards, base, tmp_path, **changes))
+    same_course(alone, folder)
+    same_weights(alone, folder)
+
+
+@pytest.mark.parametrize(
+    ("processes", "changes"), [(1, {}), (2, {"parallel": "fsdp", "checkpointing": "full"})]
 )
 def test_compiled_blocks(shards, base, alone, tmp_path, processes, changes):
     recipe = recipe_of(shards, base, tmp_path, compile=True, **changes)

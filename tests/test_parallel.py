@@ -137,15 +137,6 @@ def close(one, two) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_equal_one(shards, alone, tmp_path):
-    recipe = small_recipe(shards, tmp_path, steps=20, parallel="ddp", data={"workers": 1})
-    ended = torchrun(*train_arguments(recipe, tmp_path / "r.toml"))
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.splitlines() == [str(recipe.run_folder)]
-    close(metrics(alone), metrics(recipe.run_folder))
-
-
-@pytest.mark.slow
 def test_accumulation_and_another_world_size(shards, alone, tmp_path):
     """Two ranks with two micro-batches each, ended by SIGTERM; one process does the rest."""
     recipe = small_recipe(shards, tmp_path, steps=20, accumulate=2)
@@ -183,13 +174,10 @@ BROKEN = """
     from cosmos_wds.data.loader import Loader
     from cosmos_wds.errors import DataError
 
-    what = sys.argv.pop()
     following = Loader._next
 
     def broken(self):
-        if self.step == (5 if what == "kill" else 3) and os.environ["RANK"] == "1":
-            if what == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
+        if self.step == 3 and os.environ["RANK"] == "1":
             raise DataError("train-000000.tar: train_7.mp4: does not decode")
         return following(self)
 
@@ -203,29 +191,13 @@ def test_an_error_on_one_rank_ends_all_with_one_line(shards, tmp_path):
     recipe = small_recipe(shards, tmp_path, steps=20, save_every=2)
     script = tmp_path / "broken.py"
     script.write_text(textwrap.dedent(BROKEN))
-    ended = torchrun(script, *train_arguments(recipe, tmp_path / "r.toml")[2:], "error")
+    ended = torchrun(script, *train_arguments(recipe, tmp_path / "r.toml")[2:])
     assert ended.returncode == 1
     assert ended.stderr.count("error: train-000000.tar: train_7.mp4: does not decode") == 1
     ours = ended.stderr.split("ChildFailedError")[0]
     assert "loop.py" not in ours, ours
     assert "exitcode  : 1 " in ended.stderr and "SIGABRT" not in ended.stderr
     assert latest_step(recipe.run_folder / "checkpoints") == 2
-
-
-@pytest.mark.slow
-def test_a_killed_rank_loses_no_checkpoint(shards, alone, tmp_path):
-    recipe = small_recipe(shards, tmp_path, steps=20, save_every=2)
-    script = tmp_path / "broken.py"
-    script.write_text(textwrap.dedent(BROKEN))
-    arguments = train_arguments(recipe, tmp_path / "r.toml")
-    ended = torchrun(script, *arguments[2:], "kill")
-    assert ended.returncode != 0
-    assert "(SIGKILL)" in ended.stderr
-    # That of step 4 may still have been on its way to the disk.
-    assert latest_step(recipe.run_folder / "checkpoints") in (2, 4)
-    ended = torchrun(*arguments)
-    assert ended.returncode == 0, ended.stderr
-    close(metrics(alone), metrics(recipe.run_folder))
 
 
 @pytest.mark.slow

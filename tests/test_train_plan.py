@@ -47,11 +47,8 @@ def shards(tmp_path_factory):
     [
         ({}, {}),
         pytest.param({}, {"checkpointing": "full"}, marks=pytest.mark.slow),
-        pytest.param({}, {"checkpointing": "selective"}, marks=pytest.mark.slow),
         pytest.param({}, {"precision": "bfloat16"}, marks=pytest.mark.slow),
         pytest.param(LARGER, {"batch": 4}, marks=pytest.mark.slow),
-        pytest.param(LARGER, {"batch": 4, "checkpointing": "full"}, marks=pytest.mark.slow),
-        pytest.param(LARGER, {"batch": 4, "accumulate": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_a_process_takes_what_was_planned(shards, tmp_path, model, changes):
@@ -222,13 +219,15 @@ def test_the_command_plans_the_7b_on_a_laptop(tmp_path):
 
 def test_it_plans_in_little_memory():
     """The largest network that is shipped, in a process of its own."""
-    code = "import resource; from cosmos_wds.recipe import load_recipe; "
+    code = (
+        "from cosmos_wds.recipe import load_recipe; from cosmos_wds.train.meter import peak_bytes; "
+    )
     code += "from cosmos_wds.train.plan import plan; "
     code += "plan(load_recipe('bridge', ['model.size=cosmos-predict1-14b']), 8); "
-    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    code += "print(peak_bytes())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 1e6  # kB, or bytes on a Mac
+    assert int(done.stdout) < 1e9
 
 
 def test_the_command_answers_in_json_and_knows_the_shards(shards, tmp_path):

@@ -413,7 +413,6 @@ def test_other_averages(shards, tmp_path, ema):
     "changes",
     [
         {"parallel": "ddp"},
-        {"parallel": "fsdp"},
         {"parallel": "fsdp", "checkpointing": "full", "ema_device": "cpu"},
     ],
 )
