@@ -234,6 +234,12 @@ class Recipe(Settings):
                 yield f"[window] {name} = {size}: the model's position tables end at {most}"
 
     @property
+    def latent_size(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of one window's latent."""
+        window, factor = self.window, self.tokenizer.factor
+        return window.frames, window.picture_height // factor, window.width // factor
+
+    @property
     def run_folder(self) -> Path:
         """Where a run of this recipe keeps its state."""
         return Path(self.output) / self.project / self.group / self.name

@@ -1,13 +1,33 @@
 """Fixtures that several tests share: a tiny data set in the Bridge layout, with real videos."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cosmos_wds.data.video import write_video
 from tests.object_store import s3_bucket
+
+
+@contextmanager
+def single_thread():
+    """torch on one thread: networks of tests gain nothing from more, and lose on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For a whole file: `pytestmark = pytest.mark.usefixtures("one_thread")`."""
+    with single_thread():
+        yield
 
 
 def moving_frames(frames, height, width, seed=0):

@@ -20,10 +20,11 @@ def start_script(script, settings):
     )
 
 
-def wait_for(condition, seconds=60):
-    """Return as soon as the condition holds."""
+def wait_for(condition, process=None, seconds=90):
+    """Return as soon as the condition holds; fail when time is over, or the process has ended."""
     end = time.monotonic() + seconds
     while not condition():
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.002)
 

@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from cosmos_wds.errors import DataError
 from cosmos_wds.recipe import load_recipe
 from tests.commands import ROOT, check, environment, run
 from tests.conftest import write_episode
+from tests.killing import wait_for
 
 COMMANDS = ("download", "shard", "train", "infer", "demo")
 TINY = [
@@ -354,15 +354,6 @@ def test_ctrl_c_ends_a_training_with_130_and_the_same_command_goes_on(call, tmp_
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"continuing after step {done}" in err
-
-
-def wait_for(ready, process, seconds=90):
-    """Wait until `ready()`; fail when the process ends before, or time is over."""
-    end = time.monotonic() + seconds
-    while not ready():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "took too long"
-        time.sleep(0.05)
 
 
 def test_python_m_is_the_same_program(tmp_path):

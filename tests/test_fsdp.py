@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -16,6 +15,8 @@ from cosmos_wds.train.folder import METRICS
 from cosmos_wds.train.loop import train
 from cosmos_wds.train.run import load_run
 from cosmos_wds.train.state import read_weights
+from tests.conftest import single_thread
+from tests.killing import wait_for
 from tests.training import command, metrics, small_recipe, small_shards
 
 MODEL = {"blocks": 2, "width": 48, "heads": 3}
@@ -39,12 +40,8 @@ def base(shards, tmp_path_factory):
 
 
 def one_thread(recipe):
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with single_thread():
         return train(recipe)
-    finally:
-        torch.set_num_threads(before)
 
 
 def recipe_of(shards, base, output, *, steps=20, **changes):
@@ -220,14 +217,6 @@ def test_ctrl_c_reaches_all_processes_and_saves(shards, base, tmp_path):
     assert err.count("run the same command again to continue") == 1 and "Traceback" not in err
     step = latest_step(recipe.run_folder / "checkpoints")
     assert step == json.loads(log.read_text().splitlines()[-1])["step"]
-
-
-def wait_for(ready, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not ready():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "took too long"
-        time.sleep(0.05)
 
 
 def test_a_mesh_needs_fsdp(shards, tmp_path):

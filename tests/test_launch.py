@@ -15,6 +15,7 @@ from cosmos_wds.recipe_train import TrainSettings
 from cosmos_wds.train import launch
 from cosmos_wds.train.checkpoint import latest_step
 from cosmos_wds.train.launch import Start, plan_start, run_processes
+from tests.killing import wait_for
 from tests.training import command, metrics, small_recipe, small_shards
 
 ONE = {"processes": 0, "nodes": 1, "node_rank": 0, "rendezvous": ""}
@@ -221,8 +222,7 @@ def test_sigterm_reaches_all_processes_and_ends_with_0(tmp_path):
     log = recipe.run_folder / "metrics.jsonl"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) as run:
-        while run.poll() is None and not (log.is_file() and log.read_bytes()):
-            pass
+        wait_for(lambda: log.is_file() and log.read_bytes(), run)
         run.send_signal(signal.SIGTERM)
         _, err = run.communicate(timeout=60)
     assert run.returncode == 0, err

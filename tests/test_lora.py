@@ -1,7 +1,6 @@
 """LoRA: adapters beside frozen weights, merged where weights leave the run, exact on resume."""
 
 import os
-import signal
 import subprocess
 
 import pytest
@@ -14,7 +13,7 @@ from cosmos_wds.model.weight_files import read_state
 from cosmos_wds.recipe import DiffusionSettings, recipe_from_table
 from cosmos_wds.recipe_train import LoraSettings
 from cosmos_wds.sizes import ModelSettings
-from cosmos_wds.train import extras, loop
+from cosmos_wds.train import extras
 from cosmos_wds.train.checkpoint import LATEST, checkpoint_folder, weights_file
 from cosmos_wds.train.export import ExportRequest, export
 from cosmos_wds.train.loop import train
@@ -27,19 +26,13 @@ from cosmos_wds.train.lora import (
 )
 from cosmos_wds.train.run import find_weights, load_run
 from cosmos_wds.train.state import held_names
-from tests.training import command, metrics, same, small_recipe, small_shards
+from tests.training import command, metrics, same, small_recipe, small_shards, stop_after
 
 LORA = LoraSettings(rank=4, alpha=8.0)
 NAME = "net.blocks.0.attention.q"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """So small a network gains nothing from more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def fresh() -> Denoiser:
@@ -207,19 +200,6 @@ def lora_recipe(shards, base, output, *, steps=4, **changes):
 def whole(shards, base, tmp_path_factory):
     """A run of 4 steps without a stop."""
     return train(lora_recipe(shards, base, tmp_path_factory.mktemp("whole")))
-
-
-def stop_after(monkeypatch, step):
-    """Send this process Ctrl-C when `step` steps are done."""
-    original = loop.train_step
-
-    def stopping(run, batch):
-        lr = original(run, batch)
-        if run.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
-        return lr
-
-    monkeypatch.setattr(loop, "train_step", stopping)
 
 
 SAVINGS = {

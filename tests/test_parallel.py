@@ -23,6 +23,7 @@ from cosmos_wds.train.parallel import (
     join_ranks,
     lanes_of,
 )
+from tests.conftest import single_thread
 from tests.training import command, metrics, small_recipe, small_shards
 
 CPU = torch.device("cpu")
@@ -102,10 +103,8 @@ def shards(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(shards, tmp_path_factory):
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    folder = train(small_recipe(shards, tmp_path_factory.mktemp("alone"), steps=20))
-    torch.set_num_threads(before)
+    with single_thread():
+        folder = train(small_recipe(shards, tmp_path_factory.mktemp("alone"), steps=20))
     return folder
 
 

@@ -10,11 +10,10 @@ from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
-import torch
 
 from cosmos_wds.config import dump
 from cosmos_wds.errors import ConfigError
-from cosmos_wds.train import loop, trackers
+from cosmos_wds.train import extras, loop, trackers
 from cosmos_wds.train.loop import train
 from cosmos_wds.train.trackers import TRACKER, open_tracker
 from tests.training import metrics, small_recipe, small_shards
@@ -23,12 +22,7 @@ KINDS = ("tensorboard", "wandb", "trackio")
 WATCH = {"validate_every": 2, "windows": 4, "rollouts": 1, "rollout_frames": 2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +35,7 @@ def test_a_missing_package_is_one_line_and_nothing_is_written(shards, tmp_path, 
     def missing(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(trackers, "distribution", missing)
+    monkeypatch.setattr(extras, "distribution", missing)
     monkeypatch.chdir(tmp_path)
     (tmp_path / kind).mkdir()  # as W&B leaves one: not the package
     recipe = small_recipe(shards, tmp_path / "out", steps=2, watch={"tracker": kind})

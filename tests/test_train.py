@@ -23,16 +23,9 @@ from cosmos_wds.train.folder import BAD_BATCH, METRICS, flat, locked
 from cosmos_wds.train.loop import train
 from cosmos_wds.train.parallel import Interrupted
 from cosmos_wds.train.run import find_weights, load_run
-from tests.training import TIMES, command, metrics, same, small_recipe, small_shards
+from tests.training import TIMES, command, metrics, same, small_recipe, small_shards, stop_after
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """So small a network gains nothing from more, and loses much on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +37,6 @@ def shards(tmp_path_factory):
 def whole(shards, tmp_path_factory):
     """A run of 4 steps without a stop."""
     return train(small_recipe(shards, tmp_path_factory.mktemp("whole"), steps=4))
-
-
-def stop_after(monkeypatch, step, signal_number=signal.SIGINT):
-    """Send this process a signal when `step` steps are done."""
-    original = loop.train_step
-
-    def stopping(run, batch):
-        lr = original(run, batch)
-        if run.step == step:
-            os.kill(os.getpid(), signal_number)
-        return lr
-
-    monkeypatch.setattr(loop, "train_step", stopping)
 
 
 def test_four_steps_equal_two_and_two(shards, whole, tmp_path, monkeypatch, capsys):

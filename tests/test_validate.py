@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 from types import SimpleNamespace
 
@@ -20,7 +19,6 @@ from cosmos_wds.prepare.latents import write_latents
 from cosmos_wds.recipe import DiffusionSettings
 from cosmos_wds.rollout.episodes import held_out
 from cosmos_wds.rollout.rollout import rollout
-from cosmos_wds.train import loop
 from cosmos_wds.train.folder import VALIDATION
 from cosmos_wds.train.loop import train
 from cosmos_wds.train.pictures import film_strip
@@ -30,17 +28,12 @@ from cosmos_wds.train.validation_set import (
     ValidationSet,
     noise_levels,
 )
-from tests.training import ALONE, command, metrics, same, small_recipe, small_shards
+from tests.training import ALONE, command, metrics, same, small_recipe, small_shards, stop_after
 
 WATCH = {"validate_every": 2, "windows": 9, "rollouts": 2, "rollout_frames": 4}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -100,18 +93,6 @@ def test_generators_gradients_and_mode_stay(shards, tmp_path, monkeypatch):
     folder = train(recipe_of(shards, tmp_path))
     assert found == [1, 2, 3, 4]
     assert [line["step"] for line in lines(folder)] == [2, 4]
-
-
-def stop_after(monkeypatch, step):
-    original = loop.train_step
-
-    def stopping(run, batch):
-        lr = original(run, batch)
-        if run.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
-        return lr
-
-    monkeypatch.setattr(loop, "train_step", stopping)
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])

@@ -20,13 +20,7 @@ from cosmos_wds.train.rates import device_peak, held_bytes, peak_flops, window_f
 from cosmos_wds.train.watch import spell, watching
 from tests.training import ALONE, metrics, small_recipe, small_shards
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

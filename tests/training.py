@@ -1,6 +1,8 @@
 """What the tests of training share: small shards, small recipes, and when two runs are the same."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from cosmos_wds.config import dump
 from cosmos_wds.pipeline import Pipeline
 from cosmos_wds.prepare import shard
 from cosmos_wds.recipe import Recipe, recipe_from_table
+from cosmos_wds.train import loop
 from cosmos_wds.train.checkpoint import checkpoint_folder
 from cosmos_wds.train.folder import METRICS
 from cosmos_wds.train.parallel import Ranks
@@ -79,6 +82,19 @@ def same(one: Path, two: Path, *, step: int, with_metrics: bool = True) -> None:
     assert_equal(a, b, "state")
     if with_metrics:
         assert metrics(one) == metrics(two)
+
+
+def stop_after(monkeypatch, step: int, signal_number=signal.SIGINT) -> None:
+    """Send this process a signal when `step` steps are done."""
+    original = loop.train_step
+
+    def stopping(run, batch):
+        lr = original(run, batch)
+        if run.step == step:
+            os.kill(os.getpid(), signal_number)
+        return lr
+
+    monkeypatch.setattr(loop, "train_step", stopping)
 
 
 def state_of(folder: Path, step: int) -> dict:

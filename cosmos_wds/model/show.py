@@ -43,10 +43,7 @@ def find_subject(name: str, preset: Literal["ours", "reference"]) -> Subject:
     if preset != "ours":
         raise ConfigError(f"{name}: a recipe says itself how its network is built; leave --preset")
     recipe = load_recipe(name)
-    factor = recipe.tokenizer.factor
-    window = recipe.window
-    height, width = window.picture_height // factor, window.width // factor
-    return Subject(recipe.model, (window.frames, height, width))
+    return Subject(recipe.model, recipe.latent_size)
 
 
 def facts_table(name: str, preset: Literal["ours", "reference"] = "ours") -> Iterator[Table | str]:

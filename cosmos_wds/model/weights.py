@@ -119,6 +119,11 @@ def put(target: Tensor, value: Tensor) -> None:
     target.copy_(value)
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """The tensor, or of an FSDP shard (DTensor) this rank's part; the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def _check(
     given: Mapping[str, Tensor],
     wanted: Mapping[str, Tensor],

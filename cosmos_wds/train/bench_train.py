@@ -18,15 +18,14 @@ from rich.table import Table
 from cosmos_wds.data.episode import Batch
 from cosmos_wds.diffusion.noise import Draws
 from cosmos_wds.errors import ConfigError
-from cosmos_wds.model.describe import describe
 from cosmos_wds.model.show import ACTION_DIMS
 from cosmos_wds.recipe import Recipe
 from cosmos_wds.train import meter
 from cosmos_wds.train.bench_model import fill_randomly, matrix_rate
 from cosmos_wds.train.distribute import distributed
 from cosmos_wds.train.extras import check_extras
-from cosmos_wds.train.lora import add_lora
 from cosmos_wds.train.parallel import choose_precision, join_ranks
+from cosmos_wds.train.rates import window_flops
 from cosmos_wds.train.run import build_denoiser
 from cosmos_wds.train.start import equip, spread
 from cosmos_wds.train.step import gradients, update
@@ -101,9 +100,6 @@ def bench_train(request: TrainBenchRequest) -> TrainBench:
             if next(denoiser.parameters()).is_meta:
                 denoiser.to_empty(device=device)
             fill_randomly(denoiser)
-            if recipe.lora.rank:
-                frozen = precision if device.type == "cuda" else torch.float32
-                add_lora(denoiser, recipe.lora, seed=recipe.seed, frozen=frozen)
             work = equip(recipe, ranks, denoiser, precision, None)
             with distributed(denoiser, ranks) as work.model:
                 times, plain = _time_steps(work, request)
@@ -199,11 +195,7 @@ def _told(work: Work, times: list[float], plain: list[float]) -> TrainBench:
     settings, device = work.recipe.train, work.ranks.device
     on_gpu = device.type == "cuda"
     seconds, batch = median(times), len(work.lanes)
-    frames, height, width = work.latent_shape[1:]
-    facts = describe(
-        work.recipe.model, action_dims=ACTION_DIMS, frames=frames, height=height, width=width
-    )
-    operations = 3 * facts.cost.flops * batch
+    operations = batch * window_flops(work.recipe, work.latent_shape[1:], ACTION_DIMS)
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else meter.peak_bytes()
     parameters = sum(p.numel() for p in work.parameters.values())
     rate = matrix_rate(device, work.precision, size=8192 if on_gpu else 1024)

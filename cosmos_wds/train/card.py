@@ -71,13 +71,9 @@ def model_card(recipe: Recipe, place: Place, *, form: str, dtype: str) -> str:
 
 
 def _facts(recipe: Recipe, place: Place) -> dict[str, str]:
-    window, factor = recipe.window, recipe.tokenizer.factor
+    window, (frames, height, width) = recipe.window, recipe.latent_size
     facts = describe(
-        recipe.model,
-        action_dims=ACTION_DIMS,
-        frames=window.frames,
-        height=window.picture_height // factor,
-        width=window.width // factor,
+        recipe.model, action_dims=ACTION_DIMS, frames=frames, height=height, width=width
     )
     found = {
         "parameters": f"{facts.total:,} ({facts.on_device:,} without the text path)",

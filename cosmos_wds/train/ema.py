@@ -10,8 +10,8 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from cosmos_wds.model.weights import local_part
 from cosmos_wds.recipe_train import TrainSettings
 
 
@@ -75,8 +75,8 @@ class Ema:
 
         They must not change before `wait`.
         """
-        old = [_part(average) for average in self.average.values()]
-        new = [_part(named[name].detach()) for name in self._average]
+        old = [local_part(average) for average in self.average.values()]
+        new = [local_part(named[name].detach()) for name in self._average]
         weight = 1 - self._share(step)
         if self._ferry:
             self._ferry.start(old, new, weight)
@@ -97,7 +97,7 @@ class _Ferry:
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        parts = [_part(tensor) for tensor in tensors]
+        parts = [local_part(tensor) for tensor in tensors]
         self._device, most = parts[0].device, max(part.numel() for part in parts)
         on_gpu = self._device.type == "cuda"
         self._stream = torch.cuda.Stream(self._device) if on_gpu else None
@@ -135,8 +135,3 @@ class _Ferry:
                 under_way = (average, buffer, arrived)
             if under_way:
                 finish(*under_way)
-
-
-def _part(tensor: Tensor) -> Tensor:
-    """The tensor, or of a DTensor this rank's part; the same memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

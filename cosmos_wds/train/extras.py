@@ -22,12 +22,18 @@ def check_extras(recipe: Recipe) -> None:
     for package, reasons in wanted.items():
         section = "lora" if package == "peft" else "train"
         for reason in [reason for reason, is_wanted in reasons.items() if is_wanted]:
-            try:
-                distribution(package)
-            except PackageNotFoundError:
-                raise ConfigError(
-                    f"[{section}] {reason} needs: pip install 'cosmos-wds[{package}]'"
-                ) from None
+            require(package, f"[{section}] {reason}")
+
+
+def require(package: str, setting: str) -> None:
+    """Raise ConfigError when a package that a setting needs is not installed.
+
+    Its metadata is asked for: a folder of its name where the user stands would pass for it.
+    """
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        raise ConfigError(f"{setting} needs: pip install 'cosmos-wds[{package}]'") from None
 
 
 def import_extra(module: str) -> Any:

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from cosmos_wds.console import say
+from cosmos_wds.model.weights import local_part
 from cosmos_wds.recipe_train import TrainSettings
 from cosmos_wds.train.extras import import_extra
 
@@ -176,7 +177,7 @@ def _zeros(parameter: Tensor, *, is_signed: bool) -> Tensor:  # noqa: ARG001 (as
 
 
 def _zeros_in_8_bits(parameter: Tensor, *, is_signed: bool) -> Tensor:
-    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    local = local_part(parameter)
     kind = import_extra("torchao.optim.subclass_8bit").OptimState8bit
     zeros = kind.zeros(local.shape, is_signed, BLOCK, local.device)
     return _placed_like(parameter, zeros)
@@ -232,7 +233,7 @@ def _taken_apart(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """torchao's 8-bit tensors as their codes and scales; their table of values is a constant."""
     parts = {}
     for key, tensor in kept.items():
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        local = local_part(tensor)
         if not hasattr(local, "codes"):
             parts[key] = tensor
             continue

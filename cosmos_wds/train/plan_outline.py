@@ -129,14 +129,14 @@ class Outline:
         return replace(self._request(), windows=1, gradients="held")
 
     def _request(self) -> StepRequest:
-        recipe, window, factor = self.recipe, self.recipe.window, self.recipe.tokenizer.factor
+        recipe = self.recipe
         return StepRequest(
             model=recipe.model,
             diffusion=recipe.diffusion,
             lora=recipe.lora,
             action_dims=self.action_dims,
             windows=self.windows,
-            latent=(window.frames, window.picture_height // factor, window.width // factor),
+            latent=recipe.latent_size,
             precision=self.split.precision,
             on_gpu=self.on_gpu,
             checkpointing=recipe.train.checkpointing,

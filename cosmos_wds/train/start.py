@@ -166,9 +166,6 @@ def assemble(recipe: Recipe, ranks: Ranks, inputs: Inputs, done: int | None) -> 
         say(escape(str(load_base(denoiser, recipe, inputs.base, device=ranks.device))))
     elif done is not None:
         denoiser.to_empty(device=ranks.device)  # filled by `restore`
-    if recipe.lora.rank:
-        frozen = precision if ranks.device.type == "cuda" else torch.float32
-        add_lora(denoiser, recipe.lora, seed=recipe.seed, frozen=frozen)
     run = Training(
         **vars(equip(recipe, ranks, denoiser, precision, tokenizer)),
         inputs=inputs,
@@ -188,19 +185,17 @@ def equip(
     precision: torch.dtype,
     tokenizer: Tokenizer | None,
 ) -> Work:
-    """A filled network with all that training it needs: optimizer, average, its part of a batch."""
-    settings, window, factor = recipe.train, recipe.window, recipe.tokenizer.factor
+    """A filled network with all that training it needs: adapters, optimizer, average, lanes."""
+    settings = recipe.train
+    if recipe.lora.rank:
+        frozen = precision if ranks.device.type == "cuda" else torch.float32
+        add_lora(denoiser, recipe.lora, seed=recipe.seed, frozen=frozen)
     parameters = trainable(denoiser)
     return Work(
         recipe=recipe,
         ranks=ranks,
         tokenizer=tokenizer,
-        latent_shape=(
-            recipe.model.latent_channels,
-            window.frames,
-            window.picture_height // factor,
-            window.width // factor,
-        ),
+        latent_shape=(recipe.model.latent_channels, *recipe.latent_size),
         denoiser=denoiser,
         model=denoiser,
         parameters=parameters,

@@ -36,6 +36,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from cosmos_wds.errors import CheckpointError
 from cosmos_wds.model.names import to_released
+from cosmos_wds.model.weights import local_part
 from cosmos_wds.train.checkpoint import (
     appearing,
     checkpoint_folder,
@@ -289,8 +290,7 @@ def _spread(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Name -> number of its file, from 1, so that no file of a rank is much above FILE_BYTES."""
     files, filled = {}, 0
     for name, tensor in tensors.items():
-        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-        filled += local.numel() * local.element_size()
+        filled += local_part(tensor).nbytes
         files[name] = 1 + filled // FILE_BYTES
     return files
 

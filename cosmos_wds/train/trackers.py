@@ -14,7 +14,6 @@ import secrets
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +22,7 @@ import numpy as np
 from cosmos_wds.config import first_line, write_text
 from cosmos_wds.errors import ConfigError
 from cosmos_wds.recipe import Recipe
+from cosmos_wds.train.extras import require
 
 TRACKER = "tracker.json"
 
@@ -46,14 +46,8 @@ class Tracker(Protocol):
 def check_tracker(recipe: Recipe) -> None:
     """Raise ConfigError when the package of the recipe's tracker is not installed."""
     kind = recipe.watch.tracker
-    if kind == "none":
-        return
-    try:
-        distribution(kind)  # a folder wandb/ where the user stands would pass for a package
-    except PackageNotFoundError:
-        raise ConfigError(
-            f"[watch] tracker = \"{kind}\" needs: pip install 'cosmos-wds[{kind}]'"
-        ) from None
+    if kind != "none":
+        require(kind, f'[watch] tracker = "{kind}"')
 
 
 def open_tracker(recipe: Recipe, step: int) -> Tracker | None:

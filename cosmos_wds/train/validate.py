@@ -28,11 +28,11 @@ import torch
 from rich.markup import escape
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from cosmos_wds.console import say, warn
 from cosmos_wds.diffusion.guardrail import Blocked, guarded, load_guardrail
 from cosmos_wds.diffusion.rollout import decoded, rollout_latents, rollout_noise
+from cosmos_wds.model.weights import local_part
 from cosmos_wds.recipe import Recipe
 from cosmos_wds.train.folder import PICTURES
 from cosmos_wds.train.interval import Interval, mean_interval, words
@@ -208,15 +208,11 @@ def _exchange(run: Training) -> None:
     """In place, tensor by tensor, so that it takes the memory of one; of a DTensor, this rank's
     part."""
     for name, average in run.ema.average.items():
-        one, two = (_local(tensor) for tensor in (run.parameters[name], average))
+        one, two = (local_part(tensor) for tensor in (run.parameters[name], average))
         assert one.dtype == two.dtype, f"{name}: rounding would not come back"
         kept = one.to(two.device, copy=True)
         one.copy_(two)
         two.copy_(kept)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _reshard(run: Training) -> None:
