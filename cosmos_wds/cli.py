@@ -15,6 +15,9 @@ import typer
 from cosmos_wds import __version__
 from cosmos_wds.cli_bench import bench
 from cosmos_wds.cli_download import Changes, download
+from cosmos_wds.cli_eval import evaluate
+from cosmos_wds.cli_infer import infer
+from cosmos_wds.cli_play import play
 from cosmos_wds.cli_shard import shard
 from cosmos_wds.cli_tools import tools
 from cosmos_wds.errors import ConfigError, UserError
@@ -189,82 +192,34 @@ def train(  # noqa: PLR0913 (a command's options are its arguments)
     _show(run(settings))
 
 
-@app.command(
+app.command(
     epilog=_examples(
         "cosmos-wds infer --compare",
-        "cosmos-wds infer my/run --annotation my/recordings/annotation/val/7.json",
-        "cosmos-wds infer my/run --image first.png --npy actions.npy --seed 3",
+        "cosmos-wds infer my/run --episodes val:0-15 --compare",
+        'cosmos-wds infer my/run --image first.png --script "x+0.02*5, close"',
+        "cosmos-wds infer my/run --image first.png --npy actions.npy --seed 0-3",
     )
-)
-def infer(  # noqa: PLR0913 (a command's options are its arguments)
-    checkpoint: Annotated[
-        str | None,
-        typer.Argument(help="A run's folder or a file of weights; the bridge recipe's run."),
-    ] = None,
-    image: Annotated[Path | None, typer.Option(help="The first frame, as an image.")] = None,
-    video: Annotated[Path | None, typer.Option(help="A video whose first frame it is.")] = None,
-    annotation: Annotated[
-        Path | None, typer.Option(help="Actions of a recorded episode, and its first frame.")
-    ] = None,
-    npy: Annotated[
-        Path | None, typer.Option(help="Actions as rows of 7 numbers: metres, radians, gripper.")
-    ] = None,
-    output: Annotated[Path, typer.Option(help="The video to write.")] = Path("outputs/infer.mp4"),
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a video that is there.")
-    ] = False,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Put the recording beside the rollout.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Another seed, another rollout.")] = 0,
-    steps: Annotated[
-        int | None, typer.Option(help="Sampler steps per frame; the recipe's if left out.")
-    ] = None,
-    fps: Annotated[
-        float | None, typer.Option(help="Of the video; as the data if left out.")
-    ] = None,
-    height: Annotated[
-        int | None, typer.Option(help="Of the video; the model's if left out.")
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(help="Of the video; the model's if left out.")
-    ] = None,
-    guardrail: Annotated[
-        str | None,
-        typer.Option(metavar="MODULE:FUNCTION", help="Passes, changes or refuses the frames."),
-    ] = None,
-) -> None:
-    """Render what follows from a first frame under actions: N actions give N + 1 frames."""
-    actions = _one_of(annotation=annotation, npy=npy)
-    first = _one_of(image=image, video=video)
-    if actions is None and (checkpoint or first):
-        raise ConfigError("infer: which actions? give --annotation FILE or --npy FILE")
-    from cosmos_wds.rollout.infer import InferRequest, bridge_episode, bridge_run
-    from cosmos_wds.rollout.infer import infer as run
+)(infer)
 
-    request = InferRequest(
-        checkpoint=checkpoint or bridge_run(),
-        actions=actions or bridge_episode(),
-        first=first,
-        output=output,
-        overwrite=overwrite,
-        compare=compare,
-        seed=seed,
-        steps=steps,
-        fps=fps,
-        height=height,
-        width=width,
-        guardrail=guardrail,
+
+app.command(
+    "eval",
+    epilog=_examples(
+        "cosmos-wds eval my/run --shards my/shards",
+        "cosmos-wds eval my/run --episodes val:0-15 --set eval.actions=32",
+        "cosmos-wds eval my/run --write-list test.txt",
+        "cosmos-wds eval my/run --set eval.list=test.txt --json",
+    ),
+)(evaluate)
+
+
+app.command(
+    epilog=_examples(
+        "cosmos-wds play my/run",
+        "cosmos-wds play my/run --shards my/shards --port 9000",
+        "cosmos-wds play my/run --image first.png --no-browser",
     )
-    _show(run(request))
-
-
-def _one_of(**options: Path | None) -> Path | None:
-    """The option that was given. Raises ConfigError when there are several."""
-    given = [name for name, value in options.items() if value]
-    if len(given) > 1:
-        raise ConfigError(f"infer: {' and '.join(f'--{name}' for name in given)}: give one of them")
-    return options[given[0]] if given else None
+)(play)
 
 
 @app.command(epilog=_examples("cosmos-wds demo --output outputs/demo"))

@@ -1,4 +1,4 @@
-"""The command line's `bench`: how fast a network or a loader is on this machine."""
+"""The command line's `bench`: how fast a network, loader or rollout is on this machine."""
 
 import json
 from pathlib import Path
@@ -128,4 +128,63 @@ def bench_train(  # noqa: PLR0913 (a command's options are its arguments)
         return
     request = TrainBenchRequest(recipe=settings, steps=steps, against_plain=against is not None)
     measured = bench_train(request)
+    result.print(measured.to_json() if json_lines else measured.table())
+
+
+@bench.command(
+    "rollout",
+    epilog="Examples:\n\ncosmos-wds bench rollout cosmos-predict1-7b --steps 35\n\n"
+    "cosmos-wds bench rollout my/run --steps-table",
+)
+def bench_rollout(  # noqa: PLR0913 (a command's options are its arguments)
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A size, with random weights, or trained weights. [default: cosmos-predict1-7b "
+            "on a GPU, else cosmos-tiny]",
+            show_default=False,
+        ),
+    ] = "",
+    frames: Annotated[int, typer.Option(min=1, help="That a rollout generates.")] = 4,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Sampler steps; left out, the recipe's.")
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rollouts at once; left out, 8, on a GPU what is fastest."),
+    ] = None,
+    height: Annotated[int | None, typer.Option(min=16, help="Of pictures.")] = None,
+    width: Annotated[int | None, typer.Option(min=16, help="Of pictures.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed turns; their median counts.")] = 3,
+    compile_blocks: Annotated[
+        bool, typer.Option("--compile", help="Compile each block of ours first.")
+    ] = False,
+    steps_table: Annotated[
+        bool,
+        typer.Option("--steps-table", help="What fewer sampler steps gain and lose, instead."),
+    ] = False,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")] = "auto",
+    json_lines: Annotated[bool, typer.Option("--json", help="Print lines of JSON.")] = False,
+) -> None:
+    """Frames per second of rollouts, beside one done as the reference does it."""
+    from cosmos_wds.console import result
+    from cosmos_wds.rollout import bench_rollout as bench
+    from cosmos_wds.rollout import bench_steps
+
+    request = bench.RolloutBenchRequest(
+        name=name,
+        frames=frames,
+        steps=steps,
+        batch=batch,
+        height=height,
+        width=width,
+        repeats=repeats,
+        compile_blocks=compile_blocks,
+        device=device,
+    )
+    if steps_table:
+        rows = bench_steps.bench_steps(request)
+        result.print(bench_steps.steps_table(rows, as_json=json_lines))
+        return
+    measured = bench.bench_rollout(request)
     result.print(measured.to_json() if json_lines else measured.table())

@@ -2,8 +2,10 @@
 
 OUTPUT/data/raw, OUTPUT/data/shards   the demo pipeline's recordings and shards
 OUTPUT/checkpoints/...                the run of the demo recipe
-OUTPUT/episode_*.mp4, report.html     held-out episodes beside the truth, and how close they are
-OUTPUT/demo.json                      comes last: settings and numbers of a finished demo
+OUTPUT/rollouts/...                   of held-out episodes, under true and wrong actions
+OUTPUT/episode_*.mp4, report.html     some beside the truth, and how close all are
+OUTPUT/demo.png, eval.json            a picture of one, and all numbers
+OUTPUT/demo.json                      comes last: settings of a finished demo
 
 Every stage goes on where it stopped, so an interrupted demo is continued by the same command, and
 a finished one has nothing to do.
@@ -12,23 +14,19 @@ a finished one has nothing to do.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
 from cosmos_wds import __version__
-from cosmos_wds.config import dump, override, write_text
-from cosmos_wds.console import console, say
+from cosmos_wds.config import dump, override, write_bytes, write_text
+from cosmos_wds.console import say
 from cosmos_wds.pipeline import Pipeline, load_pipeline
 from cosmos_wds.recipe import Recipe, load_recipe
-from cosmos_wds.rollout.metrics import StepRow, psnr_table, verdict
-from cosmos_wds.train.interval import Interval
 
-FINISHED, REPORT = "demo.json", "report.html"
-STEPS, FILMS, SEED = 16, 6, 0
-"""Actions of a rollout (at interval 1), episodes that the report shows, and the rollouts' noise."""
+FINISHED, REPORT, RESULTS, POSTER = "demo.json", "report.html", "eval.json", "demo.png"
 
 
 def demo(output: Path, overrides: Sequence[str] = ()) -> Path:
@@ -39,16 +37,17 @@ def demo(output: Path, overrides: Sequence[str] = ()) -> Path:
     Raises UserError for anything that the user can mend.
     """
     pipeline, recipe = settings(output, overrides)
-    report, settings_digest = output / REPORT, digest(pipeline, recipe)
-    finished = read_finished(output, settings_digest)
-    if finished is None:
-        finished = run_stages(output, pipeline, recipe)
-        finished["settings"] = settings_digest
-        write_text(output / FINISHED, json.dumps(finished, indent=1) + "\n")
+    settings_digest = digest(pipeline, recipe)
+    results = read_finished(output, settings_digest)
+    if results is None:
+        results = run_stages(output, pipeline, recipe)
+        write_text(output / FINISHED, json.dumps({"settings": settings_digest}) + "\n")
     else:
         say(f"{escape(str(output))}: this demo is finished; delete the folder to run it anew")
-    tell(finished)
-    return report
+    from cosmos_wds.rollout.results import show
+
+    show(results)
+    return output / REPORT
 
 
 def settings(output: Path, overrides: Sequence[str]) -> tuple[Pipeline, Recipe]:
@@ -61,11 +60,13 @@ def settings(output: Path, overrides: Sequence[str]) -> tuple[Pipeline, Recipe]:
         "demo", [override("source.path", raw), override("shards.path", shards), *of_pipeline]
     )
     places = [override("data.shards", shards), override("output", output / "checkpoints")]
+    if any(o.strip().startswith("generate.") for o in of_pipeline):
+        places.append('eval.list=""')  # the shipped one is of the episodes as shipped
     return pipeline, load_recipe("demo", [*places, *of_recipe])
 
 
 def run_stages(output: Path, pipeline: Pipeline, recipe: Recipe) -> dict[str, Any]:
-    """Do every stage, each from where it stands; returns what demo.json keeps."""
+    """Do every stage, each from where it stands; returns what eval.json holds."""
     from cosmos_wds.prepare import shard
     from cosmos_wds.sources.fetch import fetch
     from cosmos_wds.train.loop import train
@@ -81,41 +82,25 @@ def run_stages(output: Path, pipeline: Pipeline, recipe: Recipe) -> dict[str, An
 
 
 def roll_out(output: Path, folder: Path, recipe: Recipe) -> dict[str, Any]:
-    """Evaluate the trained run and write videos and report; returns the numbers."""
-    from cosmos_wds.rollout.episodes import evaluate, held_out
-    from cosmos_wds.rollout.film import write_films
-    from cosmos_wds.rollout.report import Facts, read_losses, write_report
-    from cosmos_wds.rollout.rollout import contract_of
-    from cosmos_wds.train.folder import METRICS
+    """Evaluate the trained run, write videos, report, poster and eval.json; returns its content."""
+    from cosmos_wds.rollout.episodes import held_out
+    from cosmos_wds.rollout.eval_command import ROLLOUTS, write_all, write_results
+    from cosmos_wds.rollout.evaluate import evaluate
+    from cosmos_wds.rollout.film import poster
+    from cosmos_wds.rollout.ready import contract_of
     from cosmos_wds.train.parallel import choose_device
     from cosmos_wds.train.run import load_run
 
     device = choose_device(recipe.train.device)
     run = load_run(folder, weights=recipe.infer.weights, device=device)
-    run = replace(run, recipe=recipe)  # [infer] may have changed since the run began
-    contract, interval = contract_of(run), recipe.window.interval
-    episodes = held_out(
-        recipe.data.shards,
-        "val",
-        contract=contract,
-        window=recipe.window,
-        steps=max(1, STEPS // interval),
-    )
-    evaluation = evaluate(run, episodes, seed=SEED)
-    videos = write_films(output, evaluation, fps=contract.fps / interval, count=FILMS)
-    facts = Facts(
-        title="cosmos-wds demo",
-        seed=SEED,
-        sampler_steps=recipe.infer.steps,
-        losses=read_losses(folder / METRICS),
-    )
-    write_report(output / REPORT, evaluation, run, facts=facts, videos=videos)
-    return {
-        "report": REPORT,
-        "videos": [video.name for video in videos],
-        "gain": list(evaluation.gain),
-        "rows": [asdict(row) for row in evaluation.rows],
-    }
+    run = replace(run, recipe=recipe)  # [infer] and [eval] may have changed since the run began
+    episodes = held_out(recipe, contract_of(run))
+    evaluation = evaluate(run, episodes, folder=output / ROLLOUTS)
+    table = write_all(output, evaluation, run, title="cosmos-wds demo")
+    write_bytes(output / POSTER, poster(evaluation))
+    table["files"].append(POSTER)
+    write_results(output, table)
+    return table
 
 
 def digest(pipeline: Pipeline, recipe: Recipe) -> str:
@@ -125,21 +110,13 @@ def digest(pipeline: Pipeline, recipe: Recipe) -> str:
 
 
 def read_finished(output: Path, settings_digest: str) -> dict[str, Any] | None:
-    """What a finished demo of the same settings left, if it is all still there."""
+    """The results that a finished demo of the same settings left, if all is still there."""
     try:
         finished: dict[str, Any] = json.loads((output / FINISHED).read_text(encoding="utf-8"))
-        names = [finished["report"], *finished["videos"]]
+        if finished["settings"] != settings_digest:
+            return None
+        results: dict[str, Any] = json.loads((output / RESULTS).read_text(encoding="utf-8"))
+        is_whole = all((output / name).is_file() for name in results["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    is_whole = all((output / name).is_file() for name in names)
-    return finished if is_whole and finished.get("settings") == settings_digest else None
-
-
-def tell(finished: dict[str, Any]) -> None:
-    """Show the table and the verdict of a finished demo."""
-    rows = tuple(
-        StepRow(**{k: v if k == "step" else Interval(*v) for k, v in row.items()})
-        for row in finished["rows"]
-    )
-    console.print(psnr_table(rows))
-    say(verdict(Interval(*finished["gain"]), len(rows)))
+    return results if is_whole else None

@@ -2,7 +2,10 @@
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from html import escape
+from pathlib import Path
+from types import MappingProxyType
 
 STYLE = """
 :root {
@@ -16,11 +19,18 @@ STYLE = """
   }
 }
 * { box-sizing: border-box; }
+:focus-visible, video:focus-within { outline: 3px solid var(--c0); outline-offset: 2px; }
 body {
   margin: 0; background: var(--page); color: var(--text);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif;
 }
 main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 64px; }
+main:focus { outline: none; }
+nav { max-width: 1080px; margin: 0 auto; padding: 16px 20px 0; font-size: .875rem; }
+nav ul { display: flex; flex-wrap: wrap; gap: 4px 20px; list-style: none; margin: 0; padding: 0; }
+a { color: var(--c0); }
+.skip { position: absolute; left: -999px; background: var(--page); padding: 8px 14px; }
+.skip:focus { left: 8px; top: 8px; z-index: 1; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 12px; }
 h2 { font-size: 1.2rem; margin: 44px 0 12px; }
 p { margin: 8px 0; max-width: 75ch; }
@@ -47,9 +57,28 @@ dd { margin: 0; overflow-wrap: anywhere; }
 """
 
 
-def html_page(title: str, body: str, *, style: str = "", script: str = "") -> str:
-    """A whole page. `body` is HTML; `style` comes after STYLE; no script but `script` can run."""
+def html_page(
+    title: str,
+    body: str,
+    *,
+    style: str = "",
+    script: str = "",
+    has_films: bool = False,
+    links: Mapping[str, str] = MappingProxyType({}),
+    talks: bool = False,
+) -> str:
+    """A whole page. `body` is HTML; `style` comes after STYLE; no script but `script` can run.
+
+    has_films   page_films.js is part of the script: sliders that move with their videos
+    links       a line above the page's content: ids of sections -> what they are called
+    talks       its script may speak to the server that it came from
+    """
+    if has_films:
+        here = Path(__file__)
+        style = here.with_name("page_films.css").read_text(encoding="utf-8") + style
+        script = here.with_name("page_films.js").read_text(encoding="utf-8") + script
     policy = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
+    policy += "; connect-src 'self'" if talks else ""
     tag = ""
     if script:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -60,8 +89,18 @@ def html_page(title: str, body: str, *, style: str = "", script: str = "") -> st
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n'
-        f"<style>{STYLE}{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n{tag}"
-        "</body>\n</html>\n"
+        f"<style>{STYLE}{style}</style>\n</head>\n<body>\n{_navigation(links)}"
+        f'<main id="main" tabindex="-1">\n{body}\n</main>\n{tag}</body>\n</html>\n'
+    )
+
+
+def _navigation(links: Mapping[str, str]) -> str:
+    if not links:
+        return ""
+    items = "".join(f'<li><a href="#{id}">{escape(name)}</a></li>' for id, name in links.items())
+    return (
+        '<a class="skip" href="#main">Skip to the content</a>\n'
+        f'<nav aria-label="Sections"><ul>{items}</ul></nav>\n'
     )
 
 

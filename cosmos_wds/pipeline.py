@@ -164,7 +164,7 @@ class VideoSettings(Settings):
     width: int = 0
     gop: int = 0
     """Longest distance between key frames; 0 lets the encoder choose (250)."""
-    crf: int = 18
+    crf: int = 23
     """x264's quality: 0 lossless .. 51."""
     preset: str = "medium"
     tune: Literal["", "fastdecode", "film", "animation", "grain", "stillimage", "zerolatency"] = ""

@@ -1,6 +1,5 @@
 """Recipe: how shards become a model and its rollouts (train, infer, eval). No torch here."""
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +14,10 @@ from cosmos_wds.config import (
     parse,
     read_table,
 )
+from cosmos_wds.recipe_eval import EvalSettings
+from cosmos_wds.recipe_infer import InferSettings
 from cosmos_wds.recipe_train import LoraSettings, TrainSettings, WatchSettings
 from cosmos_wds.sizes import ModelSettings, size_table
-
-MODULE_FUNCTION = re.compile(r"(?!\d)\w+(\.(?!\d)\w+)*:(?!\d)\w+")
-WRITTEN_SO = "write it as module:function; the function blur of faces.py is faces:blur"
-"""How a guardrail is named, and what is said of one that is not."""
 
 
 class DataSettings(Settings):
@@ -150,29 +147,6 @@ class DiffusionSettings(Settings):
                 yield f"{name} = {getattr(self, name)}: must not be negative"
 
 
-class InferSettings(Settings):
-    """Rollouts (spec.md section f)."""
-
-    steps: int = 35
-    """Sampler steps per frame; one more denoiser call ends it."""
-    augment_sigma: float = 0.001
-    """Noise on the given frame."""
-    batch: int = 8
-    """Rollouts that run together."""
-    weights: Literal["ema", "reg"] = "ema"
-    noise: Literal["per_frame", "reference"] = "per_frame"
-    """`reference` uses the same noise for every frame of a rollout."""
-    guardrail: str = ""
-    """`module:function` that every rollout's frames pass through (diffusion/guardrail.py)."""
-
-    def problems(self) -> Iterator[str]:
-        yield from at_least(self, steps=1, batch=1)
-        if self.guardrail and not MODULE_FUNCTION.fullmatch(self.guardrail):
-            yield f"guardrail = {self.guardrail!r}: {WRITTEN_SO}"
-        if not 0 <= self.augment_sigma < 0.002:
-            yield f"augment_sigma = {self.augment_sigma}: from 0 up to, not including, 0.002"
-
-
 class Recipe(Settings):
     """One experiment: everything that training and rollouts need besides the shards."""
 
@@ -191,6 +165,7 @@ class Recipe(Settings):
     lora: LoraSettings = Field(default_factory=LoraSettings)
     watch: WatchSettings = Field(default_factory=WatchSettings)
     infer: InferSettings = Field(default_factory=InferSettings)
+    eval: EvalSettings = Field(default_factory=EvalSettings)
 
     def problems(self) -> Iterator[str]:
         for key in ("project", "group", "name"):
@@ -207,6 +182,7 @@ class Recipe(Settings):
                     f"nearest is {nearest}"
                 )
         yield from self._window_beyond_tables(spatial)
+        yield from self._rollouts_beyond_training()
         if self.train.batch % self.train.accumulate:
             yield (
                 f"[train] batch = {self.train.batch}: not a multiple of accumulate = "
@@ -233,6 +209,32 @@ class Recipe(Settings):
             if size > most:
                 yield f"[window] {name} = {size}: the model's position tables end at {most}"
 
+    def _rollouts_beyond_training(self) -> Iterator[str]:
+        """What rollouts cannot ask of this model."""
+        model, infer, frames = self.model, self.infer, self.call_window.frames
+        if model.position_tables and frames > max(self.window.frames, model.max_frames):
+            yield (
+                f"[infer] frames_per_call = {infer.frames_per_call}: with the given frame that is "
+                f"{frames}, and the model's position tables end at {model.max_frames}"
+            )
+        if model.actions == "reference" and frames > max(self.window.frames, 2):
+            yield (
+                f"[infer] frames_per_call = {infer.frames_per_call}: a model with actions = "
+                '"reference" looks at the first action of a call only; use 1'
+            )
+        if infer.guidance and (model.actions == "none" or not self.diffusion.action_drop):
+            yield (
+                f"[infer] guidance = {infer.guidance}: the model never saw a window without its "
+                "actions; use 0, or train it with [diffusion] action_drop, such as 0.1"
+            )
+
+    @property
+    def call_window(self) -> WindowSettings:
+        """The window that one sampler call of a rollout fills: the given frame and those that it
+        generates."""
+        frames = self.infer.frames_per_call + 1 if self.infer.frames_per_call else None
+        return self.window.model_copy(update={"frames": frames or self.window.frames})
+
     @property
     def latent_size(self) -> tuple[int, int, int]:
         """Frames, rows and columns of one window's latent."""
@@ -252,6 +254,12 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = find_toml(name, "recipes")
     return recipe_from_table(apply_overrides(read_table(path), overrides), origin=str(path))
+
+
+def with_infer(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe with other keys of [infer]. Raises ConfigError for what its model cannot do."""
+    table = recipe.model_dump()
+    return parse(Recipe, {**table, "infer": {**table["infer"], **changes}}, origin=recipe.name)
 
 
 def recipe_from_table(table: dict[str, Any], *, origin: str) -> Recipe:

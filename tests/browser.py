@@ -31,16 +31,21 @@ class Tab:
         """One command of the DevTools protocol to this page."""
         return self._call(method, self._session, **params)
 
-    def open(self, path, width=1200, height=900, scheme="light", motion="no-preference"):
+    def open(self, path, **look):
         """Load a file and wait until it is there."""
+        self.visit(path.absolute().as_uri(), **look)
+
+    def visit(self, url, width=1200, height=900, scheme="light", motion="no-preference"):
+        """Load a page from its address and wait until it is there."""
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         features += [{"name": "prefers-reduced-motion", "value": motion}]
         self.call("Emulation.setEmulatedMedia", features=features)
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         self.events.clear()
-        self.call("Page.navigate", url=path.absolute().as_uri())
-        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+        self.call("Page.navigate", url=url)
+        kind = url.partition(":")[0]
+        self.wait(f"document.readyState === 'complete' && location.protocol === '{kind}:'")
 
     def evaluate(self, expression):
         """The value of a JavaScript expression; promises are waited for."""
@@ -60,10 +65,19 @@ class Tab:
     def press(self, key):
         """Press and release a key where the focus is."""
         for kind in ("keyDown", "keyUp"):
-            code = {"ArrowRight": 39, "ArrowLeft": 37, "Home": 36, "End": 35, "Tab": 9}[key]
+            code = {"ArrowRight": 39, "ArrowLeft": 37, "Home": 36, "End": 35, "Tab": 9, " ": 32}[
+                key
+            ]
+            typed = {"text": key} if key == " " and kind == "keyDown" else {}
             self.call(
-                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code
+                "Input.dispatchKeyEvent",
+                **{"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code, **typed},
             )
+
+    def key(self, kind, code):
+        """Let a key go down ("keyDown") or up ("keyUp"); it is named by its place, such as KeyW."""
+        key = {"Space": " "}.get(code, code.removeprefix("Key").lower())
+        self.call("Input.dispatchKeyEvent", type=kind, code=code, key=key)
 
     def complaints(self):
         """Errors and warnings of the console, and exceptions."""

@@ -111,7 +111,7 @@ def test_version(call):
 def test_misused_options_end_with_2(call):
     assert call("infer", "--nope")[0] == 2
     assert call("nope")[0] == 2
-    assert call("infer", "--seed", "many")[0] == 2
+    assert call("infer", "--steps", "many")[0] == 2
 
 
 def test_a_typo_is_told_before_torch_is_loaded(tmp_path):
@@ -157,7 +157,12 @@ MISTAKES = {
     "no checkpoint": (["infer", "nowhere", "--npy", "actions.npy"], "no such run"),
     "the default before download": (["infer"], "run `cosmos-wds download bridge`"),
     "no actions": (["infer", "nowhere"], "which actions?"),
-    "actions twice": (["infer", "--npy", "a.npy", "--annotation", "b.json"], "give one of them"),
+    "actions twice": (["infer", "--npy", "a.npy", "--script", "x+1"], "give one of them"),
+    "no number as seed": (["infer", "x", "--npy", "a.npy", "--seed", "many"], "whole numbers"),
+    "shards without episodes": (["infer", "x", "--npy", "a.npy", "--shards", "s"], "of which"),
+    "a log and a seed": (["infer", "--replay", "a.json", "--seed", "1"], "are the log's"),
+    "a log and a picture": (["infer", "--replay", "a.json", "--image", "a.png"], "give one of"),
+    "no log": (["infer", "--replay", "a.json"], "a.json: no such action log"),
     "first frame twice": (["infer", "--image", "a.png", "--video", "b.mp4"], "give one of them"),
     "an output that is no video": (
         ["infer", "nowhere", "--npy", "actions.npy", "--output", "x.gif"],

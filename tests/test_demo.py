@@ -6,9 +6,9 @@ import pytest
 
 from cosmos_wds.config import find_toml
 from cosmos_wds.data.video import probe
-from cosmos_wds.demo import FINISHED, demo, settings
+from cosmos_wds.demo import FINISHED, RESULTS, demo, settings
 from cosmos_wds.errors import ConfigError
-from cosmos_wds.rollout import film
+from cosmos_wds.rollout import eval_command
 from tests.test_report import Page
 
 TINY = (
@@ -32,10 +32,12 @@ def test_demo_is_continued_where_it_stopped_and_then_left_alone(tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(film, "write_films", stop)
+        patch.setattr(eval_command, "write_films", stop)
         with pytest.raises(KeyboardInterrupt):
             demo(output, TINY)
     trained = stamps(output / "checkpoints")
+    rolled = stamps(output / "rollouts")
+    assert len(rolled) == 5 * 3
     assert trained and not (output / "report.html").exists() and not (output / FINISHED).exists()
 
     report = demo(output, TINY)
@@ -43,8 +45,10 @@ def test_demo_is_continued_where_it_stopped_and_then_left_alone(tmp_path, monkey
     assert all(
         stamps(output / "checkpoints")[p] == t for p, t in trained.items() if "iter" in p.name
     )
+    assert stamps(output / "rollouts") == rolled, "those are not made again"
     told = capsys.readouterr().err
-    assert "PSNR against the recording" in told and "16 steps" in told
+    assert "Mean over 16 steps and 3 episodes" in told and "control score" in told
+    assert (output / "demo.png").read_bytes().startswith(b"\x89PNG")
     videos = sorted(output.glob("*.mp4"))
     assert [v.name for v in videos] == [f"episode_val_{i}.mp4" for i in (4, 5, 6)]
     for video in videos:
@@ -57,7 +61,7 @@ def test_demo_is_continued_where_it_stopped_and_then_left_alone(tmp_path, monkey
     assert demo(output, TINY) == report
     assert stamps(output) == before
     told = capsys.readouterr().err
-    assert "this demo is finished" in told and "PSNR against the recording" in told
+    assert "this demo is finished" in told and "control score" in told
 
     videos[0].unlink()
     demo(output, TINY)
@@ -75,6 +79,8 @@ def test_settings_stay_below_the_output(tmp_path):
     assert pipeline.shards.path == recipe.data.shards == str(output / "data/shards")
     assert pipeline.source.path == str(output / "data/raw")
     assert recipe.run_folder.is_relative_to(output)
+    assert not recipe.eval.list, "other episodes than those of the shipped list"
+    assert settings(output, ())[1].eval.list == "demo_val"
     with pytest.raises(ConfigError, match="did you mean train"):
         settings(output, ("generate.trian=7",))
     with pytest.raises(ConfigError, match="did you mean steps"):
@@ -86,11 +92,16 @@ def test_a_damaged_record_is_no_finished_demo(tmp_path):
 
     assert read_finished(tmp_path, "d") is None
     (tmp_path / "report.html").write_text("")
-    record = {"report": "report.html", "videos": [], "settings": "d"}
+    results = {"files": ["report.html"]}
+    (tmp_path / RESULTS).write_text(json.dumps(results))
+    record = {"settings": "d"}
     (tmp_path / FINISHED).write_text(json.dumps(record))
-    assert read_finished(tmp_path, "d") == record
+    assert read_finished(tmp_path, "d") == results
     assert read_finished(tmp_path, "other") is None
-    (tmp_path / FINISHED).write_text(json.dumps(record)[:20])
+    (tmp_path / RESULTS).write_text(json.dumps({"files": ["gone.mp4"]}))
+    assert read_finished(tmp_path, "d") is None
+    (tmp_path / RESULTS).write_text(json.dumps(results))
+    (tmp_path / FINISHED).write_text(json.dumps(record)[:10])
     assert read_finished(tmp_path, "d") is None
     (tmp_path / FINISHED).write_text("[]")
     assert read_finished(tmp_path, "d") is None

@@ -11,7 +11,9 @@ from cosmos_wds.diffusion.guardrail import Blocked, guarded, load_guardrail, rem
 from cosmos_wds.errors import ConfigError, UserError
 from cosmos_wds.recipe import recipe_from_table
 from cosmos_wds.rollout import infer as inferring
-from cosmos_wds.rollout.episodes import HeldOut, evaluate
+from cosmos_wds.rollout.asked import Asked
+from cosmos_wds.rollout.episodes import HeldOut
+from cosmos_wds.rollout.evaluate import evaluate
 from cosmos_wds.rollout.infer import InferRequest, infer
 from cosmos_wds.rollout.rollout import rollout
 from cosmos_wds.sizes import model_settings
@@ -93,7 +95,7 @@ def request_for(weights, tmp_path):
     def make(**changes):
         fields = {
             "checkpoint": str(weights),
-            "actions": actions,
+            "asked": Asked(annotation=actions),
             "output": tmp_path / "out" / "a.mp4",
             "device": "cpu",
         }
@@ -255,7 +257,7 @@ def test_the_recipe_s_own_holds_until_another_is_named(module, request_for, tmp_
 
 def test_the_command_ends_with_one_line(module, request_for, tmp_path):
     request = request_for()
-    words = ("infer", request.checkpoint, "--annotation", request.actions)
+    words = ("infer", request.checkpoint, "--annotation", request.asked.annotation)
     ended = run_command(
         *words, "--output", tmp_path / "a.mp4", "--guardrail", "my_guardrail:refuse", cwd=module
     )
@@ -278,8 +280,8 @@ def test_an_evaluation_s_rollouts_pass_through_it_too(module):
     )
     plain = evaluate(planted_run(), episodes)
     inverted = evaluate(planted_run(infer={"guardrail": "my_guardrail:invert"}), episodes)
-    assert np.array_equal(inverted.true, 255 - plain.true)
-    assert np.array_equal(inverted.other, 255 - plain.other)
+    for row, video in plain.rollouts.items():
+        assert np.array_equal(inverted.rollouts[row], 255 - video)
     with pytest.raises(Blocked):
         evaluate(planted_run(infer={"guardrail": "my_guardrail:refuse"}), episodes)
 

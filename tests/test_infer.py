@@ -12,12 +12,12 @@ from cosmos_wds.data.actions import ActionContract, relative_actions
 from cosmos_wds.data.video import decode, probe, write_video
 from cosmos_wds.errors import CheckpointError, ConfigError, DataError, UserError
 from cosmos_wds.model.names import to_released
-from cosmos_wds.recipe import WindowSettings
+from cosmos_wds.rollout.asked import Asked, read_inputs
 from cosmos_wds.rollout.film import beside
 from cosmos_wds.rollout.infer import InferRequest, infer
-from cosmos_wds.rollout.inputs import read_inputs, read_picture
+from cosmos_wds.rollout.inputs import read_picture
 from tests.conftest import moving_frames, write_episode
-from tests.tiny_run import BRIDGE, random_run
+from tests.tiny_run import BRIDGE, random_run, tiny_recipe
 
 
 def save_run(folder, *, contract=BRIDGE, **sections):
@@ -45,12 +45,18 @@ def recordings(tmp_path_factory):
 
 @pytest.fixture
 def request_for(weights, recordings, tmp_path):
-    """A request on the tiny weights; keywords replace its fields."""
+    """A request on the tiny weights, for an annotation unless other inputs are named.
+
+    Keywords replace fields of the request, or of what it asks.
+    """
 
     def make(**changes):
+        asked = {name: changes.pop(name) for name in vars(Asked()) if name in changes}
+        if not asked.keys() & {"annotation", "npy", "script"}:
+            asked["annotation"] = recordings / "annotation/val/3.json"
         fields = {
             "checkpoint": str(weights),
-            "actions": recordings / "annotation/val/3.json",
+            "asked": Asked(**asked),
             "output": tmp_path / "out" / "rollout.mp4",
             "device": "cpu",
         }
@@ -81,7 +87,7 @@ def test_annotation_alone(request_for):
 def test_image_and_array(request_for, tmp_path):
     rows = np.random.default_rng(0).normal(0, 0.01, (3, 7)).astype(np.float32)
     request = request_for(
-        first=picture(tmp_path), actions=array(tmp_path, rows), fps=24, height=64, width=96
+        first=picture(tmp_path), npy=array(tmp_path, rows), fps=24, height=64, width=96
     )
     facts = probe(infer(request))
     assert (facts.frames, facts.height, facts.width, facts.fps) == (4, 64, 96, 24.0)
@@ -109,7 +115,7 @@ def test_seed_and_steps_count(request_for, tmp_path):
 
     one = frames("a.mp4")
     assert np.array_equal(one, frames("b.mp4"))
-    assert not np.array_equal(one, frames("c.mp4", seed=1))
+    assert not np.array_equal(one, frames("c.mp4", seeds=(1,)))
     assert not np.array_equal(one, frames("d.mp4", steps=8))
 
 
@@ -118,13 +124,9 @@ def test_compare_puts_the_recording_to_the_left(request_for, recordings, capsys)
     frames = decode(infer(request))
     assert frames.shape == (6, 32, 132, 3)
     truth = decode(recordings / "videos/val/3/rgb.mp4")
-    inputs = read_inputs(
-        None,
-        request.actions,
-        contract=BRIDGE,
-        window=WindowSettings(height=32, width=48),
-        with_truth=True,
-    )
+    window = {"height": 32, "width": 48}
+    recipe = tiny_recipe(window=window)
+    inputs = read_inputs(request.asked, contract=BRIDGE, recipe=recipe, with_truth=True)
     assert np.array_equal(inputs.truth, truth)
     assert np.abs(frames[0, :, :64].astype(int) - frames[0, :, 68:]).mean() < 8
     told = capsys.readouterr().err
@@ -132,9 +134,10 @@ def test_compare_puts_the_recording_to_the_left(request_for, recordings, capsys)
 
 
 def test_interval_takes_every_kth_frame_and_joins_the_actions(tmp_path, recordings):
-    window = WindowSettings(height=32, width=48, interval=2)
+    recipe = tiny_recipe(window={"height": 32, "width": 48, "interval": 2})
     annotation = recordings / "annotation/val/3.json"
-    inputs = read_inputs(None, annotation, contract=BRIDGE, window=window, with_truth=True)
+    asked = Asked(annotation=annotation)
+    inputs = read_inputs(asked, contract=BRIDGE, recipe=recipe, with_truth=True)
     table = json.loads(annotation.read_text())
     np.testing.assert_allclose(inputs.actions, relative_actions(np.array(table["state"])[::2]))
     video = decode(recordings / "videos/val/3/rgb.mp4")
@@ -144,14 +147,12 @@ def test_interval_takes_every_kth_frame_and_joins_the_actions(tmp_path, recordin
 def test_command_signal_takes_the_recorded_rows(recordings):
     annotation = recordings / "annotation/val/3.json"
     contract = ActionContract(signal="command", frame="recorded")
-    window = WindowSettings(height=32, width=48)
-    inputs = read_inputs(None, annotation, contract=contract, window=window)
+    asked = Asked(annotation=annotation)
+    inputs = read_inputs(asked, contract=contract, recipe=tiny_recipe())
     recorded = json.loads(annotation.read_text())["action"]
     np.testing.assert_allclose(inputs.actions, recorded, rtol=1e-6)
     with pytest.raises(DataError, match="interval = 2"):
-        read_inputs(
-            None, annotation, contract=contract, window=window.model_copy(update={"interval": 2})
-        )
+        read_inputs(asked, contract=contract, recipe=tiny_recipe(window={"interval": 2}))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_command_signal_takes_the_recorded_rows(recordings):
     ],
 )
 def test_unusable_arrays(request_for, tmp_path, rows, message):
-    request = request_for(first=picture(tmp_path), actions=array(tmp_path, rows))
+    request = request_for(first=picture(tmp_path), npy=array(tmp_path, rows))
     refuse(request, rf"actions\.npy: .*{message}")
 
 
@@ -183,26 +184,24 @@ def test_unusable_files(request_for, tmp_path, recordings):
     rows = array(tmp_path, np.zeros((2, 7)))
     text = tmp_path / "note.png"
     text.write_text("not a picture")
-    refuse(request_for(first=text, actions=rows), "note.png: not an image")
+    refuse(request_for(first=text, npy=rows), "note.png: not an image")
     cut = tmp_path / "cut.png"
     cut.write_bytes(picture(tmp_path, 64, 64).read_bytes()[:200])
-    refuse(request_for(first=cut, actions=rows), "cut.png: damaged")
-    refuse(request_for(first=tmp_path / "no.png", actions=rows), "no.png: no such image or video")
-    refuse(request_for(actions=rows), "actions.npy: holds actions only; name the first frame")
+    refuse(request_for(first=cut, npy=rows), "cut.png: damaged")
+    refuse(request_for(first=tmp_path / "no.png", npy=rows), "no.png: no such image or video")
+    refuse(request_for(npy=rows), "actions.npy: holds actions only; name the first frame")
     refuse(
-        request_for(first=picture(tmp_path), actions=rows, compare=True),
+        request_for(first=picture(tmp_path), npy=rows, compare=True),
         "actions.npy: holds no recording to compare with",
     )
-    refuse(request_for(actions=tmp_path / "no.npy"), "name the first frame")
-    refuse(request_for(actions=tmp_path / "no.json"), "no.json: no such annotation")
-    refuse(request_for(actions=text), "note.png: actions come from an annotation")
+    refuse(request_for(npy=tmp_path / "no.npy"), "name the first frame")
+    refuse(request_for(annotation=tmp_path / "no.json"), "no.json: no such annotation")
+    refuse(request_for(annotation=text), "note.png: actions come from an annotation")
     lone = tmp_path / "lone.json"
     lone.write_text((recordings / "annotation/val/3.json").read_text())
-    refuse(request_for(actions=lone), "lone.json: an annotation lies in ROOT/annotation/SPLIT/")
+    refuse(request_for(annotation=lone), "lone.json: an annotation lies in ROOT/annotation/SPLIT/")
     (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 nothing")
-    refuse(
-        request_for(first=picture(tmp_path), actions=tmp_path / "zip.npy"), "zip.npy: not a .npy"
-    )
+    refuse(request_for(first=picture(tmp_path), npy=tmp_path / "zip.npy"), "zip.npy: not a .npy")
 
 
 @pytest.mark.parametrize("compare", [False, True])
@@ -212,15 +211,15 @@ def test_truncated_video(request_for, tmp_path, keep, compare):
     video = tmp_path / "videos/val/1/rgb.mp4"
     whole = video.read_bytes()
     video.write_bytes(whole[: int(len(whole) * keep) if keep < 1 else keep])
-    refuse(request_for(actions=annotation, compare=compare), r"rgb\.mp4: ")
+    refuse(request_for(annotation=annotation, compare=compare), r"rgb\.mp4: ")
     rows = array(tmp_path, np.zeros((2, 7)))
-    refuse(request_for(first=video, actions=rows), r"rgb\.mp4: ")
+    refuse(request_for(first=video, npy=rows), r"rgb\.mp4: ")
 
 
 def test_video_shorter_than_its_states(request_for, tmp_path):
     annotation = write_episode(tmp_path, "val", 1, frames=8)
     write_video(tmp_path / "videos/val/1/rgb.mp4", moving_frames(5, 32, 48))
-    refuse(request_for(actions=annotation, compare=True), "frame .* wanted, the video has 5")
+    refuse(request_for(annotation=annotation, compare=True), "frame .* wanted, the video has 5")
 
 
 def test_another_camera(request_for, tmp_path, weights):
@@ -235,7 +234,7 @@ def test_another_camera(request_for, tmp_path, weights):
         ({"width": 0}, "--width 0"),
         ({"fps": 0.0}, "--fps 0.0"),
         ({"fps": float("nan")}, "--fps nan"),
-        ({"seed": -1}, "--seed -1"),
+        ({"seeds": (-1,)}, "--seed -1"),
         ({"steps": 0}, "--steps 0"),
     ],
 )
@@ -277,7 +276,7 @@ def test_weights_without_recipe_or_actions(request_for, weights, tmp_path):
 
 def test_scaled_numbers_are_noticed(request_for, tmp_path, capsys):
     rows = np.full((1, 7), 0.9)
-    infer(request_for(first=picture(tmp_path), actions=array(tmp_path, rows)))
+    infer(request_for(first=picture(tmp_path), npy=array(tmp_path, rows)))
     assert "x moves by 0.9 m in one step" in capsys.readouterr().err
 
 
@@ -293,9 +292,8 @@ def test_the_shipped_base_takes_no_actions(tmp_path):
     Image.new("RGB", (64, 48)).save(tmp_path / "first.png")
     request = InferRequest(
         checkpoint="cosmos-tiny",
-        actions=tmp_path / "actions.npy",
+        asked=Asked(npy=tmp_path / "actions.npy", first=tmp_path / "first.png"),
         output=tmp_path / "x.mp4",
-        first=tmp_path / "first.png",
     )
     with pytest.raises(CheckpointError, match="a model without actions"):
         infer(request)

@@ -16,7 +16,7 @@ LONGEST = 300
 LAYERS = [
     {"errors"},
     {"config", "console", "page"},
-    {"sizes", "recipe_train"},
+    {"sizes", "recipe_train", "recipe_infer", "recipe_eval"},
     {"recipe", "pipeline"},
     {"data", "model"},
     {"sources", "diffusion"},
@@ -24,9 +24,10 @@ LAYERS = [
     {"prepare"},
     {"train"},
     {"rollout"},
+    {"play"},
     {"demo"},
-    {"cli_tools", "cli_download"},
-    {"cli_shard", "cli_bench"},
+    {"cli_tools", "cli_download", "cli_play"},
+    {"cli_shard", "cli_bench", "cli_infer", "cli_eval"},
     {"cli"},
     {"__main__"},
 ]
@@ -37,8 +38,17 @@ SISTERS = {"recipe": {"pipeline"}, "data": {"model"}, "model": {"data"}, "source
 
 LIGHT = (
     *("__init__", "__main__", "errors", "config", "console"),
-    *("sizes", "recipe", "recipe_train", "pipeline"),
-    *("cli", "cli_tools", "cli_download", "cli_shard", "cli_bench"),
+    *("sizes", "recipe", "recipe_train", "recipe_infer", "recipe_eval", "pipeline"),
+    *(
+        "cli",
+        "cli_tools",
+        "cli_download",
+        "cli_infer",
+        "cli_eval",
+        "cli_play",
+        "cli_shard",
+        "cli_bench",
+    ),
 )
 """Modules that a typo on the command line goes through: no torch, so that it is told at once."""
 

@@ -56,8 +56,8 @@ def test_settings_and_options_in_sentences_exist():
         "--set",
     }
     assert options
-    commands = ("download", "shard", "train", "infer", "export x", "inspect x")
-    commands += ("bench model x", "bench loader x", "bench train x")
+    commands = ("download", "shard", "train", "infer", "eval", "export x", "inspect x")
+    commands += ("bench model x", "bench loader x", "bench train x", "bench rollout x")
     known = {
         f"--{key.replace('_', '-')}"
         for words in commands

@@ -28,6 +28,7 @@ from cosmos_wds.train.validation_set import (
     ValidationSet,
     noise_levels,
 )
+from tests.tiny_run import with_eval
 from tests.training import ALONE, command, metrics, same, small_recipe, small_shards, stop_after
 
 WATCH = {"validate_every": 2, "windows": 9, "rollouts": 2, "rollout_frames": 4}
@@ -258,7 +259,7 @@ def test_strips_show_what_infer_renders(shards, tmp_path, weights):
     recipe = recipe_of(shards, tmp_path, lr=3e-2, infer={"steps": 2, "weights": weights})
     folder = train(recipe)
     run = load_run(folder, weights=weights)
-    held = held_out(shards, "val", contract=run.contract, window=recipe.window, steps=4)
+    held = held_out(with_eval(recipe, actions=4), run.contract)
     rows = [0, 2]
     for place, row in enumerate(rows):
         actions = held.actions[[row, (row + 2) % 4]]

@@ -19,6 +19,7 @@ from cosmos_wds.train.validation_set import (
     noise_levels,
 )
 from tests.test_validate import WATCH, recipe_of
+from tests.tiny_run import with_eval
 from tests.training import ALONE, small_shards
 
 
@@ -90,7 +91,7 @@ def test_the_shuffle_gives_no_window_its_own(shards):
 
 def test_episodes_are_read_whole(shards):
     """What the tests above take for the truth is what the reader gives."""
-    recipe = recipe_of(shards, "-")
+    recipe = with_eval(recipe_of(shards, "-"), actions=4)
     reader = VideoReader(ShardSets.load(recipe.data, "val"), recipe.window)
-    held = held_out(shards, "val", contract=reader.sets.contract, window=recipe.window, steps=4)
+    held = held_out(recipe, reader.sets.contract)
     assert np.array_equal(reader.read(2).frames[:5], held.frames[2])

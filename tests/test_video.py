@@ -42,6 +42,19 @@ def encoded(frames, pix_fmt="yuv420p", file=None, movflags="", **tags):
     return Path(file).read_bytes() if file else buffer.getvalue()
 
 
+@pytest.mark.parametrize("frames", [1, 2, 9, 400])
+@pytest.mark.parametrize("gop", [0, 1])
+def test_a_video_that_plays_at_once_has_its_heading_first(frames, gop):
+    """However many frames, each a key frame or not; the frames are the same."""
+    pictures = moving_frames(frames, 16, 32)
+    plain = encode(pictures, gop=gop)
+    at_once = encode(pictures, gop=gop, plays_at_once=True)
+    assert plain.index(b"mdat") < plain.index(b"moov")
+    assert at_once.index(b"moov") < at_once.index(b"mdat")
+    assert probe(at_once) == probe(plain)
+    assert np.array_equal(decode(at_once), decode(plain))
+
+
 @pytest.mark.parametrize(
     ("pix_fmt", "tags"),
     [

@@ -84,19 +84,42 @@ class AddingDenoiser(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.anchor = torch.nn.Parameter(torch.zeros(1))  # tells the device
-        self.seen = []
+        self.seen, self.actions = [], []
 
-    def denoise(self, x, sigma, *, given, action, fps, augment_sigma, augment_noise):
+    def terms(self, x, *, action, fps, has_action):
+        return None
+
+    def denoise(self, x, sigma, *, given, action, fps, augment_sigma, augment_noise, **_):
         assert action.shape[1] == x.shape[2] - 1
+        self.actions.append(action)
         self.seen.append({"fps": fps, "noise": augment_noise, "sigma": augment_sigma})
+        return self.predicted(given, action)
+
+    def forward(self, latent, *, action, fps, draws):
+        """The mean square error of each window's prediction."""
+        return (self.predicted(latent[:, :, 0], action) - latent).square().mean((1, 2, 3, 4))
+
+    def predicted(self, given, action):
         sums = torch.cumsum(action[:, :, 0], dim=1)[:, None, :, None, None]
         return torch.cat([given[:, :, None], given[:, :, None] + sums], dim=2)
 
 
-def planted_run(*, contract=UNSCALED, **sections) -> LoadedRun:
+class DeafDenoiser(AddingDenoiser):
+    """Nothing moves, whatever the actions say."""
+
+    def predicted(self, given, action):
+        return super().predicted(given, torch.zeros_like(action))
+
+
+def with_eval(recipe: Recipe, **changes) -> Recipe:
+    """A recipe with other keys of [eval]."""
+    return recipe.model_copy(update={"eval": recipe.eval.model_copy(update=changes)})
+
+
+def planted_run(*, contract=UNSCALED, denoiser=None, **sections) -> LoadedRun:
     """Actions move the grey level of the picture; nothing else matters."""
     return LoadedRun(
-        denoiser=AddingDenoiser(),
+        denoiser=denoiser or AddingDenoiser(),
         tokenizer=GreyTokenizer(),
         recipe=tiny_recipe(**sections),
         contract=contract,

@@ -135,6 +135,11 @@ class VideoReader:
             ),
         )
 
+    def first(self, row: int) -> np.ndarray:
+        """An episode's first frame (H, W, 3) uint8 as windows show it; no other is decoded."""
+        index, at = self.sets.find(row)
+        return np.concatenate([self._seen(index, at, c, 1)[0] for c in self._cameras(0)])
+
     def members(self, choice: int) -> list[str]:
         return [*map(video_member, self._cameras(choice)), self.actions.member]
 
@@ -153,8 +158,10 @@ class VideoReader:
         cameras = self._window.cameras
         return cameras if self._window.stacked else cameras[choice : choice + 1]
 
-    def _seen(self, index: SplitIndex, at: int, camera: int) -> np.ndarray:
-        """One camera's frames at the size of the windows."""
+    def _seen(
+        self, index: SplitIndex, at: int, camera: int, count: int | None = None
+    ) -> np.ndarray:
+        """One camera's frames, or the first `count` of them, at the size of the windows."""
         window, episode, member = self._window, index.rows[at], video_member(camera)
         if member not in episode.members:
             raise DataError(
@@ -162,7 +169,7 @@ class VideoReader:
                 f"{', '.join(map(str, _camera_numbers(episode.members)))}: choose [window] camera"
             )
         name, data = index.name(at, member), index.read(at, member)
-        frames = decode(data, range(episode.frames), name=name)
+        frames = decode(data, range(count or episode.frames), name=name)
         return resize(frames, window.height, window.width, exact=window.resize == "exact")
 
 

@@ -50,6 +50,17 @@ class ShardSets:
         """What the actions mean."""
         return self.parts[0].contract
 
+    def check_contract(self, contract: ActionContract) -> None:
+        """Raise DataError when actions mean something else here than in `contract`, a model's."""
+        if self.contract.digest == contract.digest:
+            return
+        lines = "\n  ".join(contract.differences(self.contract))
+        raise DataError(
+            f"{self}: the shards' actions mean something else than the model's (contract "
+            f"{self.contract.digest} there, {contract.digest} here); shard the recordings with "
+            f"the model's [actions]\n  {lines}"
+        )
+
     @property
     def latents(self) -> LatentFormat | None:
         """What the latents are; None when the sets hold videos."""

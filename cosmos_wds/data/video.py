@@ -187,12 +187,16 @@ def encode(  # noqa: PLR0913 (an encoder's settings)
     gop: int = 0,
     preset: str = "medium",
     tune: str = "",
+    plays_at_once: bool = False,
     name: str = "video",
 ) -> bytes:
     """Frames (T, H, W, 3) uint8 as H.264 (yuv420p) in an mp4.
 
     One encoder thread, so that equal frames give equal bytes. `gop` is the longest distance between
     key frames; 0 lets the encoder choose. Odd sizes, which yuv420p cannot hold, are an error.
+
+    plays_at_once   what describes the frames comes before them, so that a browser need not have
+                    loaded them all
     """
     import av
 
@@ -208,8 +212,11 @@ def encode(  # noqa: PLR0913 (an encoder's settings)
         options["g"] = str(gop)
     if tune:
         options["tune"] = tune
+    form = {"fflags": "bitexact"}
+    if plays_at_once:  # room is kept in front: some 700 bytes and at most 28 a frame are taken
+        form["moov_size"] = str(2048 + 32 * len(frames))
     content = io.BytesIO()
-    with av.open(content, "w", format="mp4", options={"fflags": "bitexact"}) as container:
+    with av.open(content, "w", format="mp4", options=form) as container:
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cosmos_wds.diffusion.noise import Draws
-from cosmos_wds.model.dit import CosmosDiT, initialise
+from cosmos_wds.model.dit import CosmosDiT, Terms, initialise
 from cosmos_wds.model.embed import LogVariance
 from cosmos_wds.recipe import DiffusionSettings
 from cosmos_wds.sizes import ModelSettings
@@ -101,12 +101,14 @@ class Denoiser(nn.Module):
         action: Tensor,
         fps: Tensor,
         draws: Draws,
+        terms: Terms | None = None,
     ) -> Tensor:
         """Denoise `x` at `sigma`; the first frame is replaced by the given one where it is given.
 
         x       (B, C, T, h, w) noisy latent;  sigma (B,)
         given   (B, C, h, w) clean latent of the first frame
         draws   conditioning; its sigma and epsilon are not used
+        terms   the network's of this window, if they are known already
         result  (B, C, T, h, w) prediction of the clean latent
         """
         c = Scaling(*(v[:, None, None, None, None] for v in scaling(sigma)))
@@ -127,12 +129,13 @@ class Denoiser(nn.Module):
             fps=fps,
             action=action,
             has_action=draws.has_action,
+            terms=terms,
         )
         x0 = c.skip * x + c.out * out
         first = torch.where(is_given, given, x0[:, :, 0])
         return torch.cat([first[:, :, None], x0[:, :, 1:]], dim=2)
 
-    def denoise(
+    def denoise(  # noqa: PLR0913 (conditions go by name)
         self,
         x: Tensor,
         sigma: Tensor,
@@ -142,11 +145,14 @@ class Denoiser(nn.Module):
         fps: Tensor,
         augment_sigma: float,
         augment_noise: Tensor,
+        has_action: Tensor | None = None,
+        terms: Terms | None = None,
     ) -> Tensor:
         """Denoise for sampling: the first frame is given, shown, and nearly clean (spec.md f.2).
 
         x (B, C, T, h, w), sigma (B,), given and augment_noise (B, C, h, w), action (B, T-1, A)
-        scaled, fps (B,) -> (B, C, T, h, w)
+        scaled, fps (B,), has_action (B,) bool, None: all see theirs -> (B, C, T, h, w)
+        terms: those of `self.terms`, which need not be made at each call of one window
         """
         yes = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
         draws = Draws(
@@ -156,6 +162,12 @@ class Denoiser(nn.Module):
             augment_noise=augment_noise,
             is_given=yes,
             is_visible=yes,
-            has_action=yes,
+            has_action=yes if has_action is None else has_action,
         )
-        return self.predict(x, sigma, given=given, action=action, fps=fps, draws=draws)
+        return self.predict(x, sigma, given=given, action=action, fps=fps, draws=draws, terms=terms)
+
+    def terms(
+        self, x: Tensor, *, action: Tensor, fps: Tensor, has_action: Tensor | None = None
+    ) -> Terms:
+        """What the network's runs on windows of the shape of `x` share; arguments of `denoise`."""
+        return self.net.terms(x, fps=fps, action=action, has_action=has_action)

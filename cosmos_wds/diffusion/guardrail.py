@@ -22,7 +22,8 @@ import numpy as np
 from cosmos_wds.config import first_line, import_function
 from cosmos_wds.console import warn
 from cosmos_wds.errors import ConfigError, UserError
-from cosmos_wds.recipe import MODULE_FUNCTION, WRITTEN_SO, Recipe
+from cosmos_wds.recipe import Recipe
+from cosmos_wds.recipe_infer import MODULE_FUNCTION, WRITTEN_SO
 
 Guardrail = Callable[[np.ndarray], Any]
 

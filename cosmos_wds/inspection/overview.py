@@ -107,7 +107,7 @@ def overview(path: str) -> Overview:
         codecs=dict(seen.codecs),
         encoding=str(_table(index, "video").get("encoding", "")),
         contract=index.contract.to_dict(),
-        statistics=_columns(statistics, len(index.contract.names)),
+        statistics=action_statistics(index),
         statistics_of=str(statistics.get("split", "")),
         concerns=[str(line) for line in index.table.get("concerns") or ()],
         rejected=_rejected(index),
@@ -156,13 +156,15 @@ def _table(index: ShardIndex, name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _columns(table: Mapping[str, Any], dimensions: int) -> dict[str, list[float]]:
-    """The index's statistics where they are what they should be, else nothing."""
+def action_statistics(index: ShardIndex) -> dict[str, list[float]]:
+    """The index's statistics, column by column, where they are what they should be, else none."""
+    table = _table(index, "statistics")
     try:
         found = {name: [float(value) for value in table[name]] for name in COLUMNS}
     except (KeyError, TypeError, ValueError):
         return {}
-    return found if all(len(column) == dimensions for column in found.values()) else {}
+    wanted = len(index.contract.names)
+    return found if all(len(column) == wanted for column in found.values()) else {}
 
 
 def _rejected(index: ShardIndex) -> list[Rejection]:

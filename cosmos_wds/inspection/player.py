@@ -52,6 +52,7 @@ def write_player(path: Path, found: Overview, samples: Iterable[Sample]) -> None
         "\n".join(parts),
         style=here.with_name("player.css").read_text(encoding="utf-8"),
         script=here.with_name("player.js").read_text(encoding="utf-8"),
+        has_films=True,
     )
     write_text(path, page)
 
@@ -110,7 +111,7 @@ def _stage(sample: Sample, drawing: str) -> str:
         return f'<div class="stage novideo"><p>{why}</p>{drawing}</div>'
     source = data_url("video/mp4", sample.video)
     return (
-        f'<div class="stage"><video src="{source}" controls autoplay muted loop playsinline '
+        f'<div class="stage"><video src="{source}" controls muted loop playsinline '
         f'aria-label="{escape(f"{sample.key}: {sample.text}")}"></video>{drawing}</div>'
         f'<p class="cannot" hidden>This browser cannot play this video: {escape(sample.codec)}; '
         f"{escape(browser_words(sample.codec))}.</p>"

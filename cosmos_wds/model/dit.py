@@ -5,6 +5,7 @@ N = R*S, D width, A action width, F 1 or T.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,19 @@ from cosmos_wds.sizes import ModelSettings
 
 PATCH = 2
 """Latent pixels per side of a token."""
+
+
+class Terms(NamedTuple):
+    """What all runs of the network on one window share, whatever its noise."""
+
+    rope: tuple[Tensor, Tensor]
+    """cos and sin of the rotary angles, (B, 1, T*N, K)"""
+    position: Tensor | None
+    """(T, N, D) learnable position embedding"""
+    cond: Tensor | None
+    """(B, T, D): the actions' part of the conditioning"""
+    shared: Tensor | None
+    """(B, F, 3D): their part of the shared modulation"""
 
 
 class CosmosDiT(nn.Module):
@@ -60,6 +74,7 @@ class CosmosDiT(nn.Module):
         has_action: Tensor | None = None,
         padding: Tensor | None = None,
         text: Tensor | None = None,
+        terms: Terms | None = None,
     ) -> Tensor:
         """Run the network.
 
@@ -71,24 +86,18 @@ class CosmosDiT(nn.Module):
         has_action (B,) bool        False hides a sample's actions; None: all are shown
         padding  (B, 1, h, w)       padding mask; None: zeros
         text     (B, S, text width) text tokens; None: no text
+        terms    of the window, fps and actions included, if they are known already
         result   (B, C, T, H, W)
         """
         grid = (x.shape[2], x.shape[3] // PATCH, x.shape[4] // PATCH)
         x = x.to(self.patch.weight.dtype)
         tokens = self.patch(_patchify(torch.cat([x, given.to(x), _padding_channel(x, padding)], 1)))
-        cond, shared = self._condition(c_noise, action, has_action)
+        if terms is None:
+            terms = self.terms(x, fps=fps, action=action, has_action=has_action)
+        cond, shared = self._condition(c_noise, terms)
         assert shared.shape[1] in (1, x.shape[2]), (shared.shape, x.shape)
-        s = self.settings
-        angles = rope_angles(
-            grid,
-            fps,
-            head_width=s.width // s.heads,
-            ratios=(s.rope_ratio_t, s.rope_ratio_h, s.rope_ratio_w),
-        )
-        rope = cos_sin(angles)
-        position = self.position(grid) if s.position_tables else None
         for block in self.blocks:
-            tokens = block(tokens, cond, shared, rope, position=position, text=text)
+            tokens = block(tokens, cond, shared, terms.rope, position=terms.position, text=text)
         return rearrange(
             self.final(tokens, cond, shared),
             "b t (r s) (pr ps c) -> b c t (r pr) (s ps)",
@@ -97,22 +106,50 @@ class CosmosDiT(nn.Module):
             ps=PATCH,
         )
 
-    def _condition(
-        self, c_noise: Tensor, action: Tensor | None, has_action: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Conditioning (B, F, D) and shared modulation (B, F, 3D) from noise level and action."""
-        sinusoid, shared = (e[:, None] for e in self.noise(c_noise))
+    def terms(
+        self,
+        x: Tensor,
+        *,
+        fps: Tensor,
+        action: Tensor | None = None,
+        has_action: Tensor | None = None,
+    ) -> Terms:
+        """What does not depend on the noise: of a window of the shape of `x`; else as `forward`."""
+        s, grid = self.settings, (x.shape[2], x.shape[3] // PATCH, x.shape[4] // PATCH)
+        angles = rope_angles(
+            grid,
+            fps,
+            head_width=s.width // s.heads,
+            ratios=(s.rope_ratio_t, s.rope_ratio_h, s.rope_ratio_w),
+        )
+        position = self.position(grid) if s.position_tables else None
+        return Terms(cos_sin(angles), position, *self._acted(action, has_action))
+
+    def _acted(
+        self, action: Tensor | None, has_action: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What actions add to the conditioning and to the shared modulation."""
         if action is None or self.settings.actions == "none":
-            return F.silu(self.cond_norm(sinusoid)), shared
-        action = action.to(sinusoid)
-        shown = 1 if has_action is None else has_action[:, None, None].to(sinusoid)
+            return None, None
+        like = self.noise.linear_1.weight
+        action = action.to(like)
+        shown = 1 if has_action is None else has_action[:, None, None].to(like)
         if self.settings.actions == "reference":
             # Spec b.7: only the first action counts, and only through the shared modulation.
-            shared = shared + shown * self.action_shared(action[:, :1])
-        else:
-            # One embedding per generated frame; the given frame, which no action leads to, has 0.
-            sinusoid = sinusoid + F.pad(shown * self.action_cond(action), (0, 0, 1, 0))
-            shared = shared + F.pad(shown * self.action_shared(action), (0, 0, 1, 0))
+            return None, shown * self.action_shared(action[:, :1])
+        # One embedding per generated frame; the given frame, which no action leads to, has 0.
+        return (
+            F.pad(shown * self.action_cond(action), (0, 0, 1, 0)),
+            F.pad(shown * self.action_shared(action), (0, 0, 1, 0)),
+        )
+
+    def _condition(self, c_noise: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
+        """Conditioning (B, F, D) and shared modulation (B, F, 3D) from noise level and actions."""
+        sinusoid, shared = (e[:, None] for e in self.noise(c_noise))
+        if terms.cond is not None:
+            sinusoid = sinusoid + terms.cond
+        if terms.shared is not None:
+            shared = shared + terms.shared
         return F.silu(self.cond_norm(sinusoid)), shared
 
 

@@ -1,44 +1,73 @@
-"""The body of `cosmos-wds infer`: weights, a first frame and actions -> a video."""
+"""The body of `cosmos-wds infer`: weights, first frames and actions -> videos.
 
-import os
-from dataclasses import dataclass, replace
+A rollout's frames depend on its seed, first frame and actions alone: all have the number 0, so that
+an episode looks the same by itself and among others.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from rich.markup import escape
 
 from cosmos_wds.console import say
 from cosmos_wds.data.actions import ActionContract
 from cosmos_wds.data.storage import storage
-from cosmos_wds.data.video import resize
-from cosmos_wds.diffusion.guardrail import load_guardrail, remind
+from cosmos_wds.diffusion.guardrail import remind
 from cosmos_wds.errors import ConfigError, DataError
 from cosmos_wds.pipeline import load_pipeline
 from cosmos_wds.recipe import Recipe, load_recipe
-from cosmos_wds.rollout.film import beside, write_mp4
-from cosmos_wds.rollout.inputs import Inputs, read_inputs
-from cosmos_wds.rollout.metrics import psnr, shown_steps
-from cosmos_wds.rollout.rollout import contract_of, rollout_with_bar
+from cosmos_wds.rollout.action_log import ActionLog, read_log, weights_digest
+from cosmos_wds.rollout.asked import Asked, Inputs
+from cosmos_wds.rollout.choice import LARGEST_SEED, MOST
+from cosmos_wds.rollout.described import adjusted, describe
+from cosmos_wds.rollout.jobs import Job, digest, episode_jobs, single_job
+from cosmos_wds.rollout.outputs import (
+    LEDGER,
+    Form,
+    Ledger,
+    Outputs,
+    check_writable,
+    claimed,
+)
+from cosmos_wds.rollout.replay import check_log
+from cosmos_wds.rollout.work import Work, make, tell_folder
 from cosmos_wds.sources.bridge import BridgeSource
-from cosmos_wds.train.folder import read_recipe
 from cosmos_wds.train.parallel import choose_device
-from cosmos_wds.train.run import Kind, find_weights, load_run
+from cosmos_wds.train.run import find_weights, load_run
+
+RUNS_ALIKE = {"batch", "compile"}
+"""Keys of [infer] that change nothing in what is seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferRequest:
     """What the user asks of `infer`; None stands for the recipe's choice."""
 
-    checkpoint: str
-    """A run's folder, a file of weights, or the name of shipped ones."""
-    actions: Path
-    """An annotation (.json, Bridge layout) or an array (.npy)."""
+    checkpoint: str | None
+    """A run's folder, a file of weights, or the name of shipped ones; None: the log's."""
     output: Path
-    first: Path | None = None
-    """An image or a video; None takes the annotation's own video."""
-    seed: int = 0
+    """An .mp4 file, or a folder, in which a stopped command goes on."""
+    asked: Asked = field(default_factory=Asked)
+    episodes: tuple[str, ...] = ()
+    """Of the shards (choice.py)."""
+    shards: str | None = None
+    """A set in place of the recipe's."""
+    replay: Path | None = None
+    """An action log."""
+    seeds: tuple[int, ...] = ()
+    """A rollout for each; none: 0."""
     steps: int | None = None
     """Sampler steps per call."""
+    frames_per_call: int | None = None
+    guidance: float | None = None
+    guardrail: str | None = None
+    """`module:function` that the frames pass through."""
+    settings: tuple[str, ...] = ()
+    """`section.key=value` of [infer] and [data]."""
     fps: float | None = None
     """Frames per second of the output; None: those of the data."""
     height: int | None = None
@@ -46,92 +75,85 @@ class InferRequest:
     width: int | None = None
     compare: bool = False
     """Put the recording to the left of the rollout, and tell how far apart they are."""
+    png: bool = False
+    npz: bool = False
     overwrite: bool = False
-    weights: Kind | None = None
     device: str = "auto"
-    guardrail: str | None = None
-    """`module:function` that the frames pass through; None: the recipe's."""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether many videos are asked for, in a folder."""
+        return self.output.suffix != ".mp4"
 
 
 def infer(request: InferRequest) -> Path:
-    """Write the video that a request asks for; returns its path.
+    """Write the videos that a request asks for; returns the file's path, or the folder's.
 
     Everything that can be refused is refused before the weights are read. Raises UserError.
     """
     check_request(request)
     device = choose_device(request.device)
-    recipe, contract = describe(request.checkpoint)
-    recipe = with_guardrail(recipe, request.guardrail)
-    inputs = read_inputs(
-        request.first,
-        request.actions,
-        contract=contract,
-        window=recipe.window,
-        with_truth=request.compare,
+    log = read_log(request.replay) if request.replay else None
+    checkpoint = request.checkpoint or (log.checkpoint if log else "")
+    recipe, contract = describe(checkpoint)
+    recipe = adjusted(
+        recipe,
+        request.settings,
+        shards=request.shards,
+        guardrail=request.guardrail,
+        steps=log.steps if log else request.steps,
+        frames_per_call=request.frames_per_call,
+        guidance=request.guidance,
     )
-    kind = request.weights or recipe.infer.weights
-    run = load_run(request.checkpoint, weights=kind, device=device)
-    run = replace(run, recipe=recipe)
-    say(escape(str(run.audit)))
-    remind(recipe)
-    frames = rollout_with_bar(
-        run, inputs.first[None], inputs.actions[None], seed=request.seed, steps=request.steps
-    )[0]
-    shown = _at_size(frames, request)
-    if inputs.truth is not None:
-        _tell_psnr(frames, inputs)
-        shown = beside(_at_size(inputs.truth, request), shown)
-    fps = request.fps or contract.fps / recipe.window.interval
-    write_mp4(request.output, shown, fps)
-    say(f"{escape(str(request.output))}: {len(frames)} frames, {len(inputs.actions)} actions")
+    place = find_weights(checkpoint, recipe.infer.weights)
+    if log:
+        check_log(str(request.replay), log, contract, place)
+    seeds = (log.seed,) if log else request.seeds or (0,)
+    works = _works(request, _jobs(request, log, contract, recipe), seeds)
+    outputs = Outputs(
+        request.output if request.is_folder else request.output.parent,
+        _form(request, recipe, contract),
+        contract,
+        request.overwrite,
+    )
+    with claimed(outputs.folder) if request.is_folder else nullcontext():
+        ledger = _ledger(request, outputs, recipe, seeds=seeds, weights=weights_digest(place))
+        missing = _missing(works, outputs, ledger)
+        if missing:
+            run = load_run(checkpoint, weights=recipe.infer.weights, device=device)
+            run = replace(run, recipe=recipe)
+            say(escape(str(run.audit)))
+            remind(recipe)
+            make(run, missing, outputs, ledger, log)
+        if ledger:
+            tell_folder(outputs.folder, works, ledger, len(missing))
     return request.output
-
-
-def with_guardrail(recipe: Recipe, name: str | None) -> Recipe:
-    """The recipe with another guardrail, if one is given.
-
-    Raises ConfigError when the guardrail cannot be imported.
-    """
-    if name == "":  # as from an unset variable of the shell; it must not remove the recipe's own
-        raise ConfigError("--guardrail '': empty; leave it out for the recipe's own")
-    if name is not None:
-        changed = recipe.infer.model_copy(update={"guardrail": name})
-        recipe = recipe.model_copy(update={"infer": changed})
-    load_guardrail(recipe.infer.guardrail)
-    return recipe
 
 
 def check_request(request: InferRequest) -> None:
     """Refuse numbers and outputs that cannot be, before anything is loaded. Raises UserError."""
-    if request.output.suffix != ".mp4":
-        raise ConfigError(f"{request.output}: the output is an .mp4 file")
-    if not 0 <= request.seed < 2**32:
-        raise ConfigError(f"--seed {request.seed}: a whole number from 0 to 4294967295")
-    if request.steps is not None and request.steps < 1:
-        raise ConfigError(f"--steps {request.steps}: at least 1")
+    for seed in request.seeds:
+        if not 0 <= seed <= LARGEST_SEED:
+            raise ConfigError(f"--seed {seed}: a whole number from 0 to {LARGEST_SEED}")
+    for name, value in (("steps", request.steps), ("count", request.asked.count)):
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} {value}: at least 1")
     if request.fps is not None and not 0 < request.fps <= 1000:
         raise ConfigError(f"--fps {request.fps}: above 0, at most 1000")
     for name, size in (("height", request.height), ("width", request.width)):
         if size is not None and (size < 16 or size % 2 or size > 8192):
             raise ConfigError(f"--{name} {size}: H.264 takes even sizes; from 16 to 8192 here")
-    check_output(request.output, overwrite=request.overwrite)
+    _check_output(request.output)
+    check_writable(request.output / LEDGER if request.is_folder else request.output)
 
 
-def check_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse an output that is there, or whose folder cannot be written. Raises ConfigError."""
-    if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; name a file in it")
-    if path.exists() and not overwrite:
-        raise ConfigError(f"{path}: exists; name another file, or give --overwrite")
-    probe = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: its folder cannot be written: {error.strerror}; choose another one"
-        ) from None
+def _check_output(output: Path) -> None:
+    if output.suffix not in ("", ".mp4") and not output.is_dir():
+        raise ConfigError(f"{output}: the output is an .mp4 file, or a folder")
+    if output.is_dir() and output.suffix == ".mp4":
+        raise ConfigError(f"{output}: is a folder; name a file in it")
+    if output.is_file() and output.suffix != ".mp4":
+        raise ConfigError(f"{output}: is a file; name a folder, or an .mp4 file")
 
 
 def bridge_run() -> str:
@@ -148,26 +170,90 @@ def bridge_episode() -> Path:
     return Path(root) / episodes[0].file
 
 
-def describe(checkpoint: str) -> tuple[Recipe, ActionContract]:
-    """The recipe and contract that lie beside weights, without reading the weights themselves.
-
-    Raises CheckpointError when there are none.
-    """
-    place = find_weights(checkpoint)
-    contract, recipe = place.contract, read_recipe(place.folder) if place.folder else None
-    if recipe is None or contract is None or recipe.model.actions == "none":
-        run = load_run(checkpoint)  # says what is missing, unless the model takes no actions
-        return run.recipe, contract_of(run)
-    return recipe, contract
-
-
-def _at_size(frames: np.ndarray, request: InferRequest) -> np.ndarray:
-    height, width = frames.shape[1:3]
-    return resize(frames, request.height or height, request.width or width)
+def _jobs(
+    request: InferRequest, log: ActionLog | None, contract: ActionContract, recipe: Recipe
+) -> list[Job]:
+    if log:
+        assert request.replay is not None
+        actions = log.actions[: request.asked.count]
+        inputs = Inputs(log.first, actions, None)
+        return [Job(request.replay.stem, len(actions), lambda: inputs, digest(request.replay))]
+    ways = {"contract": contract, "recipe": recipe, "with_truth": request.compare}
+    if request.episodes:
+        return episode_jobs(request.asked, request.episodes, **ways)
+    return [single_job(request.asked, **ways)]
 
 
-def _tell_psnr(frames: np.ndarray, inputs: Inputs) -> None:
-    assert inputs.truth is not None
-    values = psnr(frames[1:], inputs.truth[1:])
-    parts = ", ".join(f"{values[s - 1]:.1f} at step {s}" for s in shown_steps(len(values)))
-    say(f"PSNR against the recording, dB: {parts}; mean {values.mean():.1f}")
+def _works(request: InferRequest, jobs: Sequence[Job], seeds: Sequence[int]) -> list[Work]:
+    """A rollout for each job and seed. Raises ConfigError when they are too many."""
+    if len(jobs) > 1 and not request.is_folder:
+        raise ConfigError(f"{request.output}: {len(jobs)} episodes make as many; name a folder")
+    if len(jobs) * len(seeds) > MOST:
+        raise ConfigError(f"{len(jobs)} episodes under {len(seeds)} seeds: at most {MOST} rollouts")
+    works = []
+    for job, seed in product(jobs, seeds):
+        name = job.name if request.is_folder else request.output.stem
+        works.append(Work(f"{name}_seed{seed}" if len(seeds) > 1 else name, job, seed))
+    return works
+
+
+def _form(request: InferRequest, recipe: Recipe, contract: ActionContract) -> Form:
+    window = recipe.window
+    return Form(
+        fps=request.fps or contract.fps / window.interval,
+        height=request.height or window.picture_height,
+        width=request.width or window.width,
+        compare=request.compare,
+        png=request.png,
+        npz=request.npz,
+    )
+
+
+def _ledger(
+    request: InferRequest,
+    outputs: Outputs,
+    recipe: Recipe,
+    *,
+    seeds: Sequence[int],
+    weights: str,
+) -> Ledger | None:
+    """What is known of a folder's rollouts; None for a single file."""
+    if not request.is_folder:
+        return None
+    window, asked = recipe.call_window, request.asked
+    settings: dict[str, Any] = {
+        "weights": weights,
+        "contract": outputs.contract.digest,
+        "seed": "in the names" if len(seeds) > 1 else seeds[0],
+        **{f"infer.{k}": v for k, v in recipe.infer.model_dump().items() if k not in RUNS_ALIKE},
+        "frames of a call": window.frames - 1,
+        "model's size": [window.picture_height, window.width],
+        "first frame": digest(asked.first) if asked.first else "the recording's",
+        "actions": digest(asked.npy) if asked.npy else asked.script or "the recording's",
+        "count": asked.count,
+        **vars(outputs.form),
+    }
+    ledger = Ledger(request.output / LEDGER, settings, overwrite=request.overwrite)
+    if ledger.left:
+        say(
+            f"{escape(str(request.output))}: {len(ledger.left)} rollouts were made otherwise; "
+            f"those that are not replaced stay, and {LEDGER} forgets them"
+        )
+    return ledger
+
+
+def _missing(works: Sequence[Work], outputs: Outputs, ledger: Ledger | None) -> list[Work]:
+    """What is still to be made. Raises ConfigError when files of somebody else are in the way."""
+    if ledger is None:
+        outputs.check_free([work.name for work in works])
+        return list(works)
+    missing = [
+        work
+        for work in works
+        if outputs.overwrite
+        or not ledger.is_finished(work.name, work.job.source, outputs.files(work.name))
+    ]
+    outputs.check_free([work.name for work in missing if work.name not in ledger.rollouts])
+    if 0 < len(missing) < len(works):
+        say(f"{len(works) - len(missing)} of {len(works)} rollouts are there: going on")
+    return missing

@@ -1,24 +1,74 @@
 """Rollouts: video from first frames and actions, as diffusion/rollout.py generates latents.
 
 R rollouts, B of them running together, N actions of width A. N actions give N + 1 frames.
+C latent channels, h x w latent pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
-from einops import rearrange
-from torch import Tensor
 
-from cosmos_wds.console import progress_bar
-from cosmos_wds.data.actions import ActionContract
-from cosmos_wds.data.video import resize
-from cosmos_wds.diffusion.guardrail import guarded, load_guardrail
-from cosmos_wds.diffusion.rollout import decoded, rollout_latents, rollout_noise
-from cosmos_wds.errors import CheckpointError
-from cosmos_wds.train.parallel import choose_precision
+from cosmos_wds.diffusion.guardrail import guarded
+from cosmos_wds.diffusion.rollout import Noise, pictures, rollout_latents, rollout_noise
+from cosmos_wds.rollout.ready import Ready, ready
 from cosmos_wds.train.run import LoadedRun
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """Rollouts as pictures and as latents."""
+
+    frames: np.ndarray
+    """(R, N+1, H, W, 3) uint8; frame 0 is the first frame itself, not decoded"""
+    latents: np.ndarray
+    """(R, N+1, C, h, w) float32; latent 0 is the encoded first frame"""
+
+
+def rolled(
+    run: LoadedRun,
+    first: np.ndarray,
+    actions: np.ndarray,
+    *,
+    seed: int | Sequence[int],
+    steps: int | None = None,
+    on_frame: Callable[[int], object] | None = None,
+    numbers: Sequence[int] | None = None,
+) -> Rolled:
+    """What follows from first frames under actions.
+
+    first     (R, H, W, 3) uint8, resized to the model's height and width
+    actions   (R, N, A) in physical units; rows mean what the run's contract says
+    seed      one for all rollouts, or each one's
+    steps     sampler steps per call; None: the recipe's
+    on_frame  told how many frames, over the rollouts, were just generated
+    numbers   the rollouts' numbers; None: 0 .. R-1 under one seed, 0 under seeds of their own
+
+    A rollout depends on its seed, number, first frame and actions, not on the others. The recipe's
+    guardrail is found before anything is sampled, and all frames pass through it. Raises
+    CheckpointError for a model without an action contract, ConfigError for settings of [infer] that
+    the model cannot follow, Blocked when the guardrail refuses.
+    """
+    assert first.ndim == 4 and actions.ndim == 3 and len(first) == len(actions) > 0
+    assert actions.shape[1] > 0 and np.isfinite(actions).all()
+    model = ready(run, steps)
+    seeds, numbers = seeds_and_numbers(seed, numbers, len(first))
+    first = model.fitted(first)
+    parts = []
+    for begin in range(0, len(first), model.recipe.infer.batch):
+        rows = slice(begin, begin + model.recipe.infer.batch)
+        noise = partial(
+            rollout_noise,
+            kind=model.recipe.infer.noise,
+            seed=seeds[rows],
+            numbers=numbers[rows],
+        )
+        parts.append(_roll(model, first[rows], actions[rows], noise=noise, on_frame=on_frame))
+    frames = np.concatenate([part.frames for part in parts])
+    shown = guarded(model.recipe.infer.guardrail, frames)
+    return Rolled(shown, np.concatenate([part.latents for part in parts]))
 
 
 def rollout(
@@ -26,103 +76,53 @@ def rollout(
     first: np.ndarray,
     actions: np.ndarray,
     *,
-    seed: int,
+    seed: int | Sequence[int],
     steps: int | None = None,
     on_frame: Callable[[int], object] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """What follows from first frames under actions.
-
-    first     (R, H, W, 3) uint8, resized to the model's height and width
-    actions   (R, N, A) in physical units; rows mean what the run's contract says
-    steps     sampler steps per call; None: the recipe's
-    on_frame  told how many frames, over the rollouts, were just generated
-    result    (R, N+1, height, width, 3) uint8; frame 0 is the first frame itself, not decoded
-
-    Rollout r depends on (seed, r) and its own first frame and actions, not on the others. The
-    recipe's guardrail is found before anything is sampled, and all frames pass through it. Raises
-    CheckpointError for a model without an action contract, Blocked when the guardrail refuses.
-    """
-    assert first.ndim == 4 and actions.ndim == 3 and len(first) == len(actions) > 0
-    assert actions.shape[1] > 0 and np.isfinite(actions).all()
-    load_guardrail(run.recipe.infer.guardrail)
-    first = resize(first, run.recipe.window.picture_height, run.recipe.window.width)
-    generated = np.empty((len(first), actions.shape[1], *first.shape[1:]), np.uint8)
-    for begin in range(0, len(first), run.recipe.infer.batch):
-        rows = slice(begin, begin + run.recipe.infer.batch)
-        generated[rows] = _roll(
-            run,
-            first[rows],
-            actions[rows],
-            numbers=range(len(first))[rows],
-            seed=seed,
-            steps=steps or run.recipe.infer.steps,
-            on_frame=on_frame,
-        )
-    return guarded(run.recipe.infer.guardrail, np.concatenate([first[:, None], generated], axis=1))
+    """The frames of `rolled`, (R, N+1, H, W, 3) uint8."""
+    return rolled(
+        run, first, actions, seed=seed, steps=steps, on_frame=on_frame, numbers=numbers
+    ).frames
 
 
-def rollout_with_bar(
-    run: LoadedRun,
-    first: np.ndarray,
-    actions: np.ndarray,
-    *,
-    seed: int,
-    steps: int | None = None,
-    title: str = "rollout",
-) -> np.ndarray:
-    """`rollout` under a progress bar that counts frames."""
-    with progress_bar() as progress:
-        task = progress.add_task(title, total=actions.shape[0] * actions.shape[1], note="")
-        return rollout(
-            run,
-            first,
-            actions,
-            seed=seed,
-            steps=steps,
-            on_frame=lambda count: progress.advance(task, count),
-        )
+def seeds_and_numbers(
+    seed: int | Sequence[int], numbers: Sequence[int] | None, count: int
+) -> tuple[list[int], list[int]]:
+    """The seed and the number of each of `count` rollouts, which its noise is drawn from."""
+    seeds = np.broadcast_to(np.asarray(seed), count).tolist()
+    if numbers is None:
+        numbers = range(count) if np.ndim(seed) == 0 else [0] * count
+    assert len(numbers) == count
+    return seeds, [int(number) for number in numbers]
 
 
-@torch.inference_mode()
 def _roll(
-    run: LoadedRun,
+    model: Ready,
     first: np.ndarray,
     actions: np.ndarray,
     *,
-    numbers: range,
-    seed: int,
-    steps: int,
+    noise: Noise,
     on_frame: Callable[[int], object] | None,
-) -> np.ndarray:
-    """Roll out one batch: first (B, H, W, 3), actions (B, N, A) -> (B, N, H, W, 3) uint8."""
-    contract = contract_of(run)
-    device = next(run.denoiser.parameters()).device
-    video = torch.from_numpy(np.ascontiguousarray(first)).to(device)
-    infer = run.recipe.infer.model_copy(update={"steps": steps})
-    latents: list[Tensor] = []
-    precision = choose_precision(run.recipe.train.precision, device)
-    calls = rollout_latents(
-        run.denoiser,
-        run.tokenizer.encode(rearrange(video, "b h w c -> b c 1 h w"))[:, :, 0],
-        torch.from_numpy(contract.scaled(actions)).to(device),
-        fps=torch.full((len(first),), contract.fps / run.recipe.window.interval, device=device),
-        frames=run.recipe.window.frames,
-        infer=infer,
-        noise=partial(rollout_noise, kind=infer.noise, seed=seed, numbers=numbers),
-    )
-    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        for latent in calls:
-            latents.append(latent)
+) -> Rolled:
+    """Roll out one batch, at the model's size, before the guardrail."""
+    parts = []
+    with model.computing():
+        given = model.encoded(first)
+        for part in rollout_latents(
+            model.run.denoiser,
+            given,
+            model.scaled(actions),
+            fps=model.fps(len(first)),
+            recipe=model.recipe,
+            noise=noise,
+            tokenizer=model.run.tokenizer,
+        ):
+            parts.append(part)
             if on_frame:
-                on_frame(len(first) * latent.shape[2])
-    return decoded(run.tokenizer, torch.cat(latents, dim=2))
-
-
-def contract_of(run: LoadedRun) -> ActionContract:
-    """The run's action contract. Raises CheckpointError when the model takes no actions."""
-    if run.contract is None:
-        raise CheckpointError(
-            f"{run.place.file}: a model without actions, which no action can steer; post-train it "
-            "first with `cosmos-wds train`"
-        )
-    return run.contract
+                on_frame(len(first) * part.latent.shape[2])
+        generated = pictures(model.run.tokenizer, parts)
+        latents = torch.cat([given[:, :, None], *(part.latent for part in parts)], dim=2)
+    frames = np.concatenate([first[:, None], generated], axis=1)
+    return Rolled(frames, latents.float().transpose(1, 2).contiguous().cpu().numpy())

@@ -125,10 +125,13 @@ def run_bench(request: BenchRequest) -> Measured:
 
 @torch.no_grad()
 def fill_randomly(denoiser: Denoiser) -> None:
-    """Small random weights, drawn on the device."""
+    """Random weights, drawn on the device, that pass on what they are given about as large."""
     generator = torch.Generator(next(denoiser.parameters()).device).manual_seed(0)
-    for tensor in denoiser.state_dict().values():
-        tensor.normal_(std=0.02, generator=generator)
+    for name, tensor in denoiser.state_dict().items():
+        if name.endswith("norm.weight"):
+            tensor.fill_(1.0)
+        else:
+            tensor.normal_(std=tensor.shape[-1] ** -0.5, generator=generator)
 
 
 def _time_network(
@@ -167,16 +170,15 @@ def matrix_rate(device: torch.device, precision: torch.dtype, *, size: int) -> f
 
 def _median_seconds(run: Callable[[], object], repeats: int, device: torch.device) -> float:
     """Median time of `run` after two runs that do not count."""
+    return median([seconds_of(run, device) for _ in range(repeats + 2)][2:])
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
 
-    times = []
-    for _ in range(repeats + 2):
-        wait()
-        began = time.perf_counter()
-        run()
-        wait()
-        times.append(time.perf_counter() - began)
-    return median(times[2:])
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """How long `run` takes, with all that it leaves the device to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began

@@ -7,7 +7,6 @@ it, in turns, it says what our step adds.
 """
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -21,7 +20,7 @@ from cosmos_wds.errors import ConfigError
 from cosmos_wds.model.show import ACTION_DIMS
 from cosmos_wds.recipe import Recipe
 from cosmos_wds.train import meter
-from cosmos_wds.train.bench_model import fill_randomly, matrix_rate
+from cosmos_wds.train.bench_model import fill_randomly, matrix_rate, seconds_of
 from cosmos_wds.train.distribute import distributed
 from cosmos_wds.train.extras import check_extras
 from cosmos_wds.train.parallel import choose_precision, join_ranks
@@ -123,7 +122,7 @@ def _time_steps(work: Work, request: TrainBenchRequest) -> tuple[list[float], li
     times: list[list[float]] = [[] for _ in loops]
     for number in range(WARM + request.steps):
         for loop, taken in zip(loops, times, strict=True):
-            seconds = _seconds(loop, work.ranks.device)
+            seconds = seconds_of(loop, work.ranks.device)
             if number >= WARM:
                 taken.append(seconds)
             elif work.ranks.device.type == "cuda":
@@ -181,14 +180,6 @@ def _plain_loop(work: Work, batch: Batch) -> Callable[[], None]:
         loss.item()
 
     return step
-
-
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    began = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
 
 
 def _told(work: Work, times: list[float], plain: list[float]) -> TrainBench:

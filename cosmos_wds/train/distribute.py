@@ -98,7 +98,8 @@ def shard(denoiser: Denoiser, ranks: Ranks, *, replicate: int, precision: torch.
     for block in denoiser.net.blocks:
         fully_shard(block, mesh=mesh, mp_policy=inner)
     fully_shard(denoiser, mesh=mesh, mp_policy=outer)
-    register_fsdp_forward_method(denoiser, "denoise")
+    for method in ("denoise", "terms"):
+        register_fsdp_forward_method(denoiser, method)
 
 
 @contextmanager

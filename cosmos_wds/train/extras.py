@@ -25,15 +25,18 @@ def check_extras(recipe: Recipe) -> None:
             require(package, f"[{section}] {reason}")
 
 
-def require(package: str, setting: str) -> None:
+def require(package: str, setting: str, extra: str = "") -> None:
     """Raise ConfigError when a package that a setting needs is not installed.
 
+    extra   that it is part of; one of its own name if left out
     Its metadata is asked for: a folder of its name where the user stands would pass for it.
     """
     try:
         distribution(package)
     except PackageNotFoundError:
-        raise ConfigError(f"{setting} needs: pip install 'cosmos-wds[{package}]'") from None
+        raise ConfigError(
+            f"{setting} needs: pip install 'cosmos-wds[{extra or package}]'"
+        ) from None
 
 
 def import_extra(module: str) -> Any:

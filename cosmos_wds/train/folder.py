@@ -10,14 +10,13 @@ OUTPUT/PROJECT/GROUP/NAME/
     checkpoints/           checkpoint.py
 """
 
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from cosmos_wds.config import read_table
-from cosmos_wds.data.lock import try_lock
+from cosmos_wds.data.lock import holding
 from cosmos_wds.errors import CheckpointError, ConfigError
 from cosmos_wds.model.tokenizers import EMBEDDED
 from cosmos_wds.recipe import Recipe, recipe_from_table
@@ -35,7 +34,7 @@ FREE = {
 }
 """Keys that a run may change on its way: where things lie, on which machine, how much is said.
 The shards are held to their digest instead."""
-FREE_SECTIONS = ("infer.", "watch.")
+FREE_SECTIONS = ("infer.", "eval.", "watch.")
 """They play no part in what training makes."""
 
 
@@ -45,24 +44,20 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises CheckpointError when another process holds it or it cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held until the end)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder}: the run's folder cannot be written: {error.strerror}; choose another "
-            "`output` in the recipe, or mend its rights"
-        ) from None
-    with file:
-        if not try_lock(file):
-            file.seek(0)
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            holder = stack.enter_context(holding(folder / ".lock"))
+        except OSError as error:
             raise CheckpointError(
-                f"{folder}: another training is writing here (process {file.read().strip() or '?'})"
-                "; wait for it, stop it, or give this run another `name`"
+                f"{folder}: the run's folder cannot be written: {error.strerror}; choose another "
+                "`output` in the recipe, or mend its rights"
+            ) from None
+        if holder is not None:
+            raise CheckpointError(
+                f"{folder}: another training is writing here (process {holder or '?'}); wait for "
+                "it, stop it, or give this run another `name`"
             )
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
         yield
 
 

@@ -31,9 +31,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from cosmos_wds.console import say, warn
 from cosmos_wds.diffusion.guardrail import Blocked, guarded, load_guardrail
-from cosmos_wds.diffusion.rollout import decoded, rollout_latents, rollout_noise
+from cosmos_wds.diffusion.rollout import pictures, rollout_latents, rollout_noise
 from cosmos_wds.model.weights import local_part
-from cosmos_wds.recipe import Recipe
+from cosmos_wds.recipe import Recipe, with_infer
 from cosmos_wds.train.folder import PICTURES
 from cosmos_wds.train.interval import Interval, mean_interval, words
 from cosmos_wds.train.pictures import film_strip, write_png
@@ -46,6 +46,7 @@ from cosmos_wds.train.validation_set import (
     noise_levels,
 )
 from cosmos_wds.train.watch import Watch
+from cosmos_wds.train.window_loss import window_losses
 
 GAP = ("listening_gap", "listening_gap_low", "listening_gap_high")
 
@@ -110,20 +111,16 @@ class Validation:
 
     def _losses(self, run: Training, windows: HeldWindows, action: Tensor) -> np.ndarray:
         """The training loss of every rank's windows under these actions, (n,) float64."""
-        device, rows, found = run.ranks.device, micro_batch(run), []
-        for i in range(0, len(action), rows):
-            part = slice(i, i + rows)
-            with torch.autocast(device.type, run.precision, enabled=run.precision != torch.float32):
-                losses = run.denoiser(
-                    windows.latent[part].to(device),
-                    action=action[part].to(device),
-                    fps=windows.fps[part].to(device),
-                    draws=windows.draws.part(part).to(device),
-                )
-            found.append(losses.double())
+        losses = window_losses(
+            run.denoiser,
+            windows,
+            action,
+            rows=micro_batch(run),
+            device=run.ranks.device,
+            precision=run.precision,
+        )
         _reshard(run)
-        mine = torch.cat(found).cpu().numpy()
-        return np.concatenate(run.ranks.gather(mine))[: self._set.count]
+        return np.concatenate(run.ranks.gather(losses.cpu().numpy()))[: self._set.count]
 
 
 def roll_out(run: Training, episodes: HeldEpisodes, *, fps: float) -> np.ndarray:
@@ -142,16 +139,16 @@ def roll_out(run: Training, episodes: HeldEpisodes, *, fps: float) -> np.ndarray
             episodes.given[numbers[rows]].to(device),
             action[rows],
             fps=torch.full((len(action[rows]),), fps, device=device),
-            frames=recipe.window.frames,
-            infer=recipe.infer,
+            recipe=with_infer(recipe, frames_per_call=0),  # the windows that it trains on
             noise=partial(
                 rollout_noise, kind=recipe.infer.noise, seed=recipe.seed, numbers=numbers[rows]
             ),
+            tokenizer=run.tokenizer,
         )
         with torch.autocast(device.type, run.precision, enabled=run.precision != torch.float32):
-            latents = torch.cat([*calls], dim=2)
+            parts = [*calls]
         if run.ranks.rank == 0:
-            videos.append(decoded(run.tokenizer, latents))
+            videos.append(pictures(run.tokenizer, parts))
     _reshard(run)
     return np.concatenate(videos) if videos else np.empty(0)
 
