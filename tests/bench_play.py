@@ -1,3 +1,4 @@
+# ruff: noqa: T201 (it prints what it measures)
 """Frames a second that `cosmos-wds play` gives: `python -m tests.bench_play http://127.0.0.1:8765`.
 
 Steps as a page does, each when the last one's frame is there, in one tab and in two.

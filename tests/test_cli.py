@@ -21,7 +21,7 @@ from tests.commands import ROOT, check, environment, run
 from tests.conftest import write_episode
 from tests.killing import wait_for
 
-COMMANDS = ("download", "shard", "train", "infer", "demo")
+COMMANDS = ("download", "shard", "train", "infer", "play", "demo")
 TINY = [
     part
     for change in (

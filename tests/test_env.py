@@ -22,7 +22,9 @@ from cosmos_wds.rollout.session import Session
 from cosmos_wds.rollout.starts import action_limits, open_starts
 from tests.commands import ROOT
 from tests.conftest import moving_frames, write_episode
+from tests.remake import edit_index
 from tests.test_infer import save_run
+from tests.test_inspect import latents_only
 from tests.tiny_run import BRIDGE, planted_run, random_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -197,6 +199,15 @@ def test_a_set_with_other_actions_gives_pictures_and_no_limits(shards):
     np.testing.assert_allclose(env.action_space.high, [0.05] * 6 + [1])
     assert env.reset()[1]["start"].startswith("val_")
     assert env.metadata["render_fps"] == 7
+
+
+def test_a_set_of_latents_has_no_pictures_to_start_from(run, shards, tmp_path):
+    latents = {"tokenizer": "patch", "digest": "a", "shards": "b", "camera": 0, "batch": 1}
+    latents |= {"height": 32, "width": 48, "shape": [16, 4, 6]}
+    folder = latents_only(shards, tmp_path / "set")
+    edit_index(folder, lambda table: table.update(latents=latents))
+    with pytest.raises(DataError, match="holds latents, and a world starts from a picture"):
+        WorldModelEnv(run, folder)
 
 
 @pytest.mark.parametrize(
