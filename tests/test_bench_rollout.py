@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cosmos_wds.errors import CheckpointError, ConfigError
+from cosmos_wds.rollout import bench_ways
 from cosmos_wds.rollout.bench_rollout import RolloutBenchRequest, bench_rollout
 from cosmos_wds.rollout.bench_steps import bench_steps, steps_table
 from cosmos_wds.rollout.bench_subject import inputs_of, open_subject
@@ -64,6 +65,28 @@ def test_outputs_that_differ_are_told(monkeypatch):
     monkeypatch.setattr("cosmos_wds.rollout.bench_ways.AS_REFERENCE", {})
     found = bench_rollout(request_for())
     assert found.largest_latent_difference > 0.01 and 5 < found.psnr < 60
+
+
+def test_the_fastest_number_at_once_is_found_as_far_as_memory_allows(monkeypatch):
+    tried = []
+
+    def roll(run, inputs, batch):
+        def once(frames, steps):
+            tried.append((batch, frames, steps))
+            if batch > 8:
+                raise torch.cuda.OutOfMemoryError
+
+        return once
+
+    slow = {2: 2.0, 4: 1.0, 8: 3.0}
+    monkeypatch.setattr(bench_ways, "rolled_by", roll)
+    monkeypatch.setattr(
+        bench_ways, "seconds_of", lambda call, device: (call(), slow[tried[-1][0]])[1]
+    )
+    model = ready(random_run(window={"frames": 4}))
+    assert bench_ways.fastest_batch(model, None) == 4
+    assert [batch for batch, _, steps in tried if steps == 1] == [2, 4, 8, 16]
+    assert {frames for _, frames, _ in tried} == {3}
 
 
 def test_rounding_up_to_whole_calls():

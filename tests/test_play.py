@@ -34,11 +34,13 @@ from cosmos_wds.play.playground import find_starts, is_held, open_playground
 from cosmos_wds.play.server import MOST_TABS, PlayRequest, application, listening, play
 from cosmos_wds.play.worker import Stopped, Worker
 from cosmos_wds.rollout.action_log import read_log
+from cosmos_wds.rollout.described import describe
 from cosmos_wds.rollout.infer import InferRequest, infer
 from cosmos_wds.rollout.replay import replay
 from cosmos_wds.rollout.session import Session
 from cosmos_wds.rollout.starts import Limits, open_starts
-from cosmos_wds.train.run import load_run
+from cosmos_wds.rollout.worlds import load_world
+from cosmos_wds.train.run import find_weights, load_run
 from tests.commands import environment
 from tests.conftest import moving_frames, single_thread
 from tests.test_infer import save_run
@@ -675,3 +677,13 @@ def test_what_there_is_to_start_from(run, weights, tmp_path):
     with pytest.raises(DataError, match=r"none\.png: no such image"):
         find(shards=None, images=[tmp_path / "none.png"])
     assert find(shards=None, images=[weights / "first.png"]).names == (str(weights / "first.png"),)
+
+
+def test_weights_that_ship_bring_pictures_to_start_from():
+    recipe, contract = describe("cosmos-tiny-action")
+    folder = find_weights("cosmos-tiny-action").folder
+    starts = find_starts(recipe, contract, shards=None, images=[], beside=folder)
+    run = load_world("cosmos-tiny-action", recipe)
+    ground = open_playground(run, starts, checkpoint="cosmos-tiny-action", contract=contract)
+    assert len(ground.starts) == len(ground.thumbnails()) >= 4
+    assert {start.picture.shape for start in ground.starts} == {(48, 64, 3)}

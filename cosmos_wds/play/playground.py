@@ -87,9 +87,17 @@ def open_playground(
 
 
 def find_starts(
-    recipe: Recipe, contract: ActionContract, *, shards: str | None, images: Sequence[Path]
+    recipe: Recipe,
+    contract: ActionContract,
+    *,
+    shards: str | None,
+    images: Sequence[Path],
+    beside: Path | None = None,
 ) -> Starts:
     """Images, or a shard set; without either, the shards that the run was trained on.
+
+    beside   the folder of the weights: where those shards are not here, its `starts/*.png`, which
+             weights that ship with the package have
 
     Raises UserError when there is nothing to start from.
     """
@@ -102,6 +110,9 @@ def find_starts(
     try:
         return open_starts(place, contract=contract, recipe=recipe)
     except UserError as error:
+        pictures = sorted(beside.glob("starts/*.png")) if beside else []
+        if pictures:
+            return open_starts(pictures, contract=contract, recipe=recipe)
         raise ConfigError(
             f"play: from which picture? The model's own shards cannot be had ({error}); name "
             "others with --shards FOLDER, or a picture with --image FILE"

@@ -34,6 +34,7 @@ from cosmos_wds.play.playground import Playground, find_starts, open_playground
 from cosmos_wds.play.worker import Stopped, Worker
 from cosmos_wds.rollout.described import adjusted, describe
 from cosmos_wds.rollout.worlds import load_world
+from cosmos_wds.train.run import find_weights
 
 HERE = "127.0.0.1"
 NAMES_OF_HERE = (HERE, "localhost", "::1")
@@ -74,7 +75,10 @@ def play(request: PlayRequest) -> None:
         raise ConfigError(f"--steps {request.steps}: at least 1")
     recipe, contract = describe(request.checkpoint)
     recipe = adjusted(recipe, guardrail=request.guardrail, steps=request.steps)
-    starts = find_starts(recipe, contract, shards=request.shards, images=request.images)
+    beside = find_weights(request.checkpoint).folder
+    starts = find_starts(
+        recipe, contract, shards=request.shards, images=request.images, beside=beside
+    )
     with listening(request.port) as listener:
         run = load_world(request.checkpoint, recipe)
         say(escape(str(run.audit)))

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from cosmos_wds.errors import ConfigError
 from cosmos_wds.rollout.bench_subject import Inputs, inputs_of, open_subject
-from cosmos_wds.rollout.bench_ways import Way, candidates, fastest_batch, timed, whole_calls
+from cosmos_wds.rollout.bench_ways import Way, candidates, timed, whole_calls
 from cosmos_wds.rollout.metrics import square_error
 from cosmos_wds.rollout.ready import Ready, ready
 from cosmos_wds.rollout.rollout import Rolled
@@ -133,12 +133,12 @@ def opened(request: RolloutBenchRequest) -> tuple[Ready, Inputs]:
 def _measured(model: Ready, inputs: Inputs, request: RolloutBenchRequest) -> RolloutBench:
     on_gpu = model.device.type == "cuda"
     rate = matrix_rate(model.device, model.precision, size=8192 if on_gpu else 1024)
-    batch = request.batch or (fastest_batch(model, inputs) if on_gpu else BATCH)
+    batch = request.batch or (None if on_gpu else BATCH)
     several = candidates(model, inputs, frames=request.frames, batch=batch)
     ways, made = timed(model, several, repeats=request.repeats, matrix_rate=rate)
     theirs, ours = made[:2]
     return RolloutBench(
-        name=str(model.run.place.file),
+        name=request.name or str(model.run.place.file),
         inputs="random" if inputs.truth is None else "held-out",
         device=torch.cuda.get_device_name(model.device) if on_gpu else "cpu",
         precision=str(model.precision).removeprefix("torch."),

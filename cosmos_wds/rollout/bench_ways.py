@@ -64,13 +64,15 @@ class Candidate:
     """(frames, sampler steps) -> rollouts"""
 
 
-def candidates(model: Ready, inputs: Inputs, *, frames: int, batch: int) -> list[Candidate]:
+def candidates(model: Ready, inputs: Inputs, *, frames: int, batch: int | None) -> list[Candidate]:
     """The reference's way, ours at equal output, ours as it is, and ours `batch` at once.
 
     frames   of a rollout, rounded up to whole calls; of several at once together
+    batch    None: as many as are fastest beside all that the others hold
     """
     run, each = model.run, model.recipe.call_window.frames - 1
     net = with_text(run.denoiser, len(model.contract.names))
+    batch = batch or fastest_batch(model, inputs)
     alike = replace(run, recipe=with_infer(run.recipe, **AS_REFERENCE))
 
     def theirs(count: int, steps: int) -> Rolled:
@@ -106,7 +108,7 @@ def whole_calls(frames: int, each: int) -> int:
 
 
 def fastest_batch(model: Ready, inputs: Inputs) -> int:
-    """How many rollouts at once give the most frames a second on a GPU's memory."""
+    """How many rollouts at once give the most frames a second, as far as memory allows."""
     each, batch, rates = model.recipe.call_window.frames - 1, 2, {}
     while batch <= MOST:
         roll = rolled_by(model.run, inputs, batch)
