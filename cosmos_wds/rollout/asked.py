@@ -18,7 +18,7 @@ from cosmos_wds.console import say
 from cosmos_wds.data.actions import ActionContract
 from cosmos_wds.data.episode import Episode, Recording, Video
 from cosmos_wds.data.storage import storage
-from cosmos_wds.data.video import decode, probe, resize
+from cosmos_wds.data.video import decode, probe
 from cosmos_wds.errors import ConfigError, DataError
 from cosmos_wds.recipe import Recipe, WindowSettings
 from cosmos_wds.rollout.inputs import (
@@ -217,5 +217,4 @@ def _recording(video: Video, window: WindowSettings, count: int) -> np.ndarray:
     content = video.read()
     probe(content, name=video.name)  # a damaged one must not pass for the truth
     wanted = range(0, count * window.interval + 1, window.interval)
-    frames = decode(content, wanted, name=video.name)
-    return resize(frames, window.height, window.width, exact=window.resize == "exact")
+    return fitted(decode(content, wanted, name=video.name), window)

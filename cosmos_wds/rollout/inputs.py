@@ -117,8 +117,9 @@ def read_picture(path: Path) -> np.ndarray:
         raise DataError(f"{path}: damaged or unusable image: {error}") from None
 
 
-def fitted(picture: np.ndarray, window: WindowSettings) -> np.ndarray:
-    """A picture (H, W, 3) uint8 at the model's size."""
+def fitted(pictures: np.ndarray, window: WindowSettings) -> np.ndarray:
+    """A picture or several, (..., any, any, 3) uint8, at the size that the model sees."""
+    flat = pictures.reshape(-1, *pictures.shape[-3:])
     is_exact, height = window.resize == "exact", window.picture_height
-    shown: np.ndarray = resize(picture[None], height, window.width, exact=is_exact)[0]
-    return shown
+    shown: np.ndarray = resize(flat, height, window.width, exact=is_exact)
+    return shown.reshape(*pictures.shape[:-3], *shown.shape[-3:])

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from cosmos_wds.console import warn
 from cosmos_wds.data.actions import ActionContract
-from cosmos_wds.data.video import resize
 from cosmos_wds.diffusion.edm import Denoiser
 from cosmos_wds.diffusion.guardrail import load_guardrail
 from cosmos_wds.errors import CheckpointError, ConfigError
 from cosmos_wds.recipe import Recipe, with_infer
+from cosmos_wds.rollout.inputs import fitted
 from cosmos_wds.train.parallel import choose_precision
 from cosmos_wds.train.run import LoadedRun
 
@@ -45,9 +45,7 @@ class Ready:
 
     def fitted(self, pictures: np.ndarray) -> np.ndarray:
         """Pictures (B, any, any, 3) uint8 at the model's size."""
-        window = self.recipe.window
-        is_exact = window.resize == "exact"
-        return resize(pictures, window.picture_height, window.width, exact=is_exact)
+        return fitted(pictures, self.recipe.window)
 
     def encoded(self, pictures: np.ndarray) -> Tensor:
         """Pictures (B, H, W, 3) uint8 -> latents (B, C, h, w) on the device."""
