@@ -23,7 +23,7 @@ from cosmos_wds.train import meter
 from cosmos_wds.train.bench_model import fill_randomly, matrix_rate, seconds_of
 from cosmos_wds.train.distribute import distributed
 from cosmos_wds.train.extras import check_extras
-from cosmos_wds.train.parallel import choose_precision, join_ranks
+from cosmos_wds.train.parallel import Ranks, choose_precision, join_ranks
 from cosmos_wds.train.rates import window_flops
 from cosmos_wds.train.run import build_denoiser
 from cosmos_wds.train.start import equip, spread
@@ -91,29 +91,33 @@ def bench_train(request: TrainBenchRequest) -> TrainBench:
     recipe = request.recipe
     check_extras(recipe)
     with join_ranks(recipe.train) as ranks:
-        device = ranks.device
         try:
-            denoiser = build_denoiser(recipe, None)
-            precision = choose_precision(recipe.train.precision, device)
-            spread(denoiser, recipe, ranks, precision)
-            if next(denoiser.parameters()).is_meta:
-                denoiser.to_empty(device=device)
-            fill_randomly(denoiser)
-            work = equip(recipe, ranks, denoiser, precision, None)
-            with distributed(denoiser, ranks) as work.model:
+            work = random_work(recipe, ranks)
+            with distributed(work.denoiser, ranks) as work.model:
                 times, plain = _time_steps(work, request)
-            work.model = denoiser
+            work.model = work.denoiser
         except torch.cuda.OutOfMemoryError as error:
             raise ConfigError(
-                f"a step of {recipe.name} does not fit {torch.cuda.get_device_name(device)}: "
+                f"a step of {recipe.name} does not fit {torch.cuda.get_device_name(ranks.device)}: "
                 f"{str(error).splitlines()[0]}; `cosmos-wds train --plan` says what would"
             ) from None
         return _told(work, times, plain)
 
 
+def random_work(recipe: Recipe, ranks: Ranks) -> Work:
+    """What the recipe trains, with random weights."""
+    denoiser = build_denoiser(recipe, None)
+    precision = choose_precision(recipe.train.precision, ranks.device)
+    spread(denoiser, recipe, ranks, precision)
+    if next(denoiser.parameters()).is_meta:
+        denoiser.to_empty(device=ranks.device)
+    fill_randomly(denoiser)
+    return equip(recipe, ranks, denoiser, precision, None)
+
+
 def _time_steps(work: Work, request: TrainBenchRequest) -> tuple[list[float], list[float]]:
     """Seconds of our steps, and of a plain loop's if it is asked for."""
-    batch = _random_batch(work)
+    batch = random_batch(work)
 
     def ours() -> None:
         update(work, gradients(work, batch))
@@ -130,7 +134,8 @@ def _time_steps(work: Work, request: TrainBenchRequest) -> tuple[list[float], li
     return times[0], times[1] if len(times) > 1 else []
 
 
-def _random_batch(work: Work) -> Batch:
+def random_batch(work: Work) -> Batch:
+    """Latents and actions of this rank's part of the batch, on the CPU as the loader gives them."""
     count, frames = len(work.lanes), work.recipe.window.frames
     generator = torch.Generator().manual_seed(0)
     return Batch(

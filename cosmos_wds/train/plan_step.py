@@ -209,7 +209,7 @@ def _forward(denoiser: Denoiser, request: StepRequest, ledger: Ledger) -> Tensor
     action = torch.empty(count, frames - 1, request.action_dims)
     ledger.move([latent, fps, action, *vars(draws).values()], "inputs")
     is_cast = request.precision != torch.float32
-    with torch.autocast("cpu", request.precision, enabled=is_cast):
+    with torch.autocast("cpu", request.precision, enabled=is_cast, cache_enabled=False):
         losses = denoiser(latent, action=action, fps=fps, draws=draws)
     return losses.mean()
 

@@ -75,8 +75,13 @@ def backward(work: Work, batch: Batch) -> Tensor:
         part = slice(i * rows, (i + 1) * rows)
         latent = encoded(work, batch, part)
         with gradients_stay(work.model) if i + 1 < count else nullcontext():
+            # A weight is used once in a pass: a cache of its copies would keep all of them until
+            # the pass ends, also those that checkpointing makes again.
             with torch.autocast(
-                device.type, work.precision, enabled=work.precision != torch.float32
+                device.type,
+                work.precision,
+                enabled=work.precision != torch.float32,
+                cache_enabled=False,
             ):
                 losses = work.model(
                     latent,
