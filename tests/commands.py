@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from cosmos_wds.model.show import find_subject
 from cosmos_wds.pipeline import load_pipeline
 from cosmos_wds.recipe import load_recipe
 from cosmos_wds.sources.weights import find_repository
+from tests import forked
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = ("torchrun", "--nproc-per-node")
@@ -63,11 +63,5 @@ def environment(**changes):
 
 def run(*words, cwd, timeout=120, **variables):
     """Run cosmos-wds in a process of its own; returns it, with output as text."""
-    return subprocess.run(
-        [sys.executable, "-m", "cosmos_wds", *map(str, words)],
-        cwd=cwd,
-        env=environment(**variables),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    words = [sys.executable, "-m", "cosmos_wds", *words]
+    return forked.run(words, cwd=cwd, env=environment(**variables), timeout=timeout)

@@ -1,23 +1,17 @@
 """Runs in processes of their own, to be stopped in the middle, and what they leave."""
 
 import hashlib
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+from tests import forked
+from tests.commands import ROOT
+
 
 def start_script(script, settings):
     """Run a script that reads `settings` as JSON from its first argument."""
-    return subprocess.Popen(
-        [sys.executable, "-c", script, settings.model_dump_json()],
-        cwd=Path(__file__).parent.parent,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts what runs in the background deaf to Ctrl-C; pytest may run so.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    return forked.Process([sys.executable, "-c", script, settings.model_dump_json()], cwd=ROOT)
 
 
 def wait_for(condition, process=None, seconds=90):

@@ -36,6 +36,8 @@ from cosmos_wds.train.state import (
     restore_tensors,
     write_weights,
 )
+from tests import forked
+from tests.killing import wait_for
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -302,18 +304,12 @@ SAVER = """
 def test_kill_at_any_moment_of_a_save(tmp_path):
     """SIGKILL during endless saving, five times: what `latest` names loads, all parts alike."""
     seen = 0
-    root = str(Path(__file__).parent.parent)
     for attempt in range(5):
-        saver = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(SAVER), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            cwd=root,
-        )
-        saver.stdout.readline()
-        time.sleep(0.05 + 0.0193 * attempt)
-        saver.send_signal(signal.SIGKILL)
-        saver.wait()
-        saver.stdout.close()
+        words = [sys.executable, "-c", textwrap.dedent(SAVER), tmp_path]
+        with forked.Process(words, cwd=Path(__file__).parent.parent) as saver:
+            wait_for(lambda saver=saver: saver.said()[0], saver)
+            time.sleep(0.05 + 0.0193 * attempt)
+            saver.kill()
         step = latest_step(tmp_path)
         if step is None:
             continue

@@ -19,6 +19,7 @@ from cosmos_wds.errors import DataError
 from cosmos_wds.recipe import load_recipe
 from tests.commands import ROOT, check, environment, run
 from tests.conftest import write_episode
+from tests.forked import Process
 from tests.killing import wait_for
 
 COMMANDS = ("download", "shard", "train", "infer", "play", "demo")
@@ -60,6 +61,14 @@ def call(monkeypatch, capsys, tmp_path):
     return call
 
 
+def fresh(*words, cwd):
+    """What cosmos-wds prints in a Python that has imported nothing before."""
+    line = [sys.executable, "-m", "cosmos_wds", *words]
+    return subprocess.run(
+        line, cwd=cwd, env=environment(), stdout=subprocess.PIPE, check=True, text=True
+    ).stdout
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_examples_that_work(command, tmp_path):
     told = run(command, "--help", cwd=tmp_path, COLUMNS="200")
@@ -96,7 +105,7 @@ def test_help_is_there_at_once(tmp_path):
     best = float("inf")
     for _ in range(10):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        run("--help", cwd=tmp_path)
+        fresh("--help", cwd=tmp_path)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         best = min(best, sum(after[:2]) - sum(before[:2]))  # user and system
         if best < 0.3:
@@ -308,21 +317,11 @@ def test_a_reader_that_goes_away_is_no_fault(tmp_path):
 @contextmanager
 def started(*words, cwd):
     """A cosmos-wds in a process group of its own, as a terminal starts it."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cosmos_wds", *map(str, words)],
-        cwd=cwd,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
+    words = [sys.executable, "-m", "cosmos_wds", *words]
+    with Process(words, cwd=cwd, env=environment(), start_new_session=True) as process:
         yield process
-    finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
 
 
 def test_ctrl_c_ends_a_download_with_130(tmp_path):
@@ -362,7 +361,7 @@ def test_ctrl_c_ends_a_training_with_130_and_the_same_command_goes_on(call, tmp_
 
 
 def test_python_m_is_the_same_program(tmp_path):
-    assert run("--version", cwd=tmp_path).stdout == f"cosmos-wds {__version__}\n"
+    assert fresh("--version", cwd=tmp_path) == f"cosmos-wds {__version__}\n"
     assert (ROOT / "cosmos_wds" / "__main__.py").is_file()
 
 

@@ -1,7 +1,6 @@
 """One run, however it is spread: single, DDP, FSDP2, a mesh; real processes over gloo."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,12 +14,15 @@ from cosmos_wds.train.folder import METRICS
 from cosmos_wds.train.loop import train
 from cosmos_wds.train.run import load_run
 from cosmos_wds.train.state import read_weights
+from tests import forked
 from tests.conftest import single_thread
 from tests.killing import wait_for
 from tests.training import command, metrics, small_recipe, small_shards
 
 MODEL = {"blocks": 2, "width": 48, "heads": 3}
 """Sizes that neither two nor four ranks share out evenly."""
+
+STEPS = 10
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +46,7 @@ def one_thread(recipe):
         return train(recipe)
 
 
-def recipe_of(shards, base, output, *, steps=20, **changes):
+def recipe_of(shards, base, output, *, steps=STEPS, **changes):
     model = {**MODEL, "base": str(base)}
     changes = {"batch": 8, "log_every": 1, **changes}
     return small_recipe(shards, output, steps=steps, model=model, **changes)
@@ -56,14 +58,9 @@ def alone(shards, base, tmp_path_factory):
 
 
 def start(recipe, path, processes):
-    """The command itself, on so many processes of this machine."""
-    return subprocess.run(
-        [*command(recipe, path), "--processes", str(processes)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    """The command itself, in so many processes of this machine."""
+    words = command(recipe, path)
+    return forked.run(words) if processes == 1 else forked.run_ranks(words, processes)
 
 
 def same_course(one, two, *, rel=1e-5):
@@ -99,7 +96,7 @@ def test_however_it_is_spread(shards, base, alone, tmp_path, processes, changes)
 def same_weights(one, two):
     for kind in ("reg", "ema"):
         mine, theirs = (
-            read_weights(checkpoint_folder(f / "checkpoints", 20), kind) for f in (one, two)
+            read_weights(checkpoint_folder(f / "checkpoints", STEPS), kind) for f in (one, two)
         )
         assert mine.keys() == theirs.keys()
         for name, tensor in mine.items():
@@ -166,19 +163,9 @@ def test_a_killed_run_goes_on_on_another_number_of_ranks(shards, base, tmp_path,
 
 
 def start_killed(recipe, path, processes):
-    """As `start`, under torchrun; the last rank kills itself after seven steps."""
-    script = path.with_suffix(".py")
-    script.write_text(KILLED)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc-per-node", str(processes)]
-    words = command(recipe, path)[3:]
-    return subprocess.run(
-        [*launcher, str(script), *words],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
-    )
+    """As `start`; the last rank kills itself after seven steps."""
+    words = [sys.executable, "-c", KILLED, *command(recipe, path)[3:]]
+    return forked.run_ranks(words, processes)
 
 
 def test_a_sharded_run_is_rolled_out_like_any_other(shards, base, tmp_path):

@@ -7,14 +7,14 @@ import json
 import os
 import random
 import socket
-import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
+from tests.commands import ROOT
+from tests.forked import Process
 from tests.killed_ranks import BATCH
 from tests.test_loader import expected_windows, recordings, shards  # noqa: F401
 
@@ -31,17 +31,10 @@ def launch(shards, folder, world, kind):  # noqa: F811
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(world),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": str(ROOT),
     }
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.killed_ranks", str(shards), str(folder), "2", kind],
-            env={**environment, "RANK": str(rank)},
-            stderr=subprocess.DEVNULL,
-        )
-        for rank in range(world)
-    ]
+    words = [sys.executable, "-m", "tests.killed_ranks", shards, folder, "2", kind]
+    return [Process(words, env={**environment, "RANK": str(rank)}) for rank in range(world)]
 
 
 def done(folder):
@@ -67,8 +60,7 @@ def test_the_union_of_what_was_trained_on_is_each_window_once_per_epoch(shards, 
             time.sleep(chance.choice((0, 0.05)))
         finally:
             for process in processes:
-                process.kill()
-                process.wait()
+                process.end()
     assert not (tmp_path / "differs").exists(), (tmp_path / "differs").read_text()
     steps = [json.loads(p.read_text()) for p in sorted((tmp_path / "steps").glob("*.json"))]
     assert all(len(step) == BATCH for step in steps)

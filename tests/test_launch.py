@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from cosmos_wds.recipe_train import TrainSettings
 from cosmos_wds.train import launch
 from cosmos_wds.train.checkpoint import latest_step
 from cosmos_wds.train.launch import Start, plan_start, run_processes
+from tests import forked
 from tests.killing import wait_for
 from tests.training import command, metrics, small_recipe, small_shards
 
@@ -151,11 +151,12 @@ def test_a_killed_rank_is_named(monkeypatch, capfd):
 
 
 DRILLED = """
-    import os, signal, sys
+    import os, signal
+    from cosmos_wds.cli import main
     from cosmos_wds.train import loop, state
 
     what = os.environ["DRILL"]
-    if os.environ.get("RANK") == "1":
+    if os.environ["RANK"] == "1":
         train_step, write = loop.train_step, state.HuggingFaceStorageWriter.write_data
 
         def step(run, batch):
@@ -172,6 +173,7 @@ DRILLED = """
             return write(self, plan, planner)
 
         loop.train_step, state.HuggingFaceStorageWriter.write_data = step, write_data
+    main()
 """
 
 
@@ -185,20 +187,9 @@ def test_fault_drills(tmp_path, what):
     shards = small_shards(tmp_path / "data")
     changes = {"steps": 8, "save_every": 2, "parallel": "fsdp", "keep": 0}
     recipe = small_recipe(shards, tmp_path, **changes)
-    drill = tmp_path / "drill" / "sitecustomize.py"  # which Python imports first of all
-    drill.parent.mkdir()
-    drill.write_text(textwrap.dedent(DRILLED))
     words = [*command(recipe, tmp_path / "r.toml"), "--processes", "2"]
-    root = str(Path(__file__).parent.parent)
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    path = os.pathsep.join([str(drill.parent), root])
-    ended = subprocess.run(
-        words,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**environment, "PYTHONPATH": path, "DRILL": what},
-    )
+    drilled = forked.forking(words, textwrap.dedent(DRILLED))
+    ended = forked.run(drilled, env={**os.environ, "DRILL": what})
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert ended.returncode == 1, ended.stderr
     folder = recipe.run_folder / "checkpoints"
@@ -209,7 +200,7 @@ def test_fault_drills(tmp_path, what):
     else:
         assert "error: rank 1 was ended by SIGKILL" in errors[-1]
     assert latest_step(folder) in ((2, 4) if what == "rank" else (2,))
-    again = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
+    again = forked.run(forked.forking(words))
     assert again.returncode == 0, again.stderr
     assert [line["step"] for line in metrics(recipe.run_folder)] == list(range(1, 9))
     assert not list(folder.glob(".*"))
@@ -220,8 +211,7 @@ def test_sigterm_reaches_all_processes_and_ends_with_0(tmp_path):
     recipe = small_recipe(small_shards(tmp_path / "data"), tmp_path, steps=100_000)
     words = [*command(recipe, tmp_path / "r.toml"), "--processes", "2"]
     log = recipe.run_folder / "metrics.jsonl"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) as run:
+    with forked.Process(forked.forking(words)) as run:
         wait_for(lambda: log.is_file() and log.read_bytes(), run)
         run.send_signal(signal.SIGTERM)
         _, err = run.communicate(timeout=60)

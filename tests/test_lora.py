@@ -1,8 +1,5 @@
 """LoRA: adapters beside frozen weights, merged where weights leave the run, exact on resume."""
 
-import os
-import subprocess
-
 import pytest
 import torch
 
@@ -26,6 +23,7 @@ from cosmos_wds.train.lora import (
 )
 from cosmos_wds.train.run import find_weights, load_run
 from cosmos_wds.train.state import held_names
+from tests import forked
 from tests.training import command, metrics, same, small_recipe, small_shards, stop_after
 
 LORA = LoraSettings(rank=4, alpha=8.0)
@@ -323,13 +321,7 @@ def test_a_missing_library_is_told_before_anything_is_written(shards, base, tmp_
 
 def on_two_ranks(recipe, path):
     """Train in two processes; fails with what they said."""
-    ended = subprocess.run(
-        [*command(recipe, path), "--processes", "2"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    ended = forked.run_ranks(command(recipe, path), 2)
     assert ended.returncode == 0, ended.stderr
     return recipe.run_folder
 

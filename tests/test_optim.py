@@ -20,6 +20,7 @@ from cosmos_wds.train.extras import check_extras
 from cosmos_wds.train.optim import (
     Offloaded,
     build_optimizer,
+    fill_state,
     has_8_bit_moments,
     is_decayed,
     lr_factor,
@@ -146,6 +147,19 @@ def tensors_of(optimizer, model):
     return {f"{name}.{key}": t for name, kept in state.items() for key, t in kept.items()}
 
 
+def torchaos(model):
+    """torchao's own AdamW8bit, which would be compiled, run as it is written."""
+    from torchao.optim import AdamW8bit
+
+    settings = TrainSettings(**KINDS["adamw8bit"])
+    groups = parameter_groups(
+        trainable(model).items(), decay=settings.decay, weight_decay=settings.weight_decay
+    )
+    optimizer = AdamW8bit(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    optimizer.step = torch.compiler.set_stance("force_eager")(optimizer.step)
+    return optimizer
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_state_goes_by_name_and_continues_bit_for_bit(kind, tmp_path):
     settings = TrainSettings(**KINDS[kind])
@@ -195,17 +209,18 @@ def test_which_moments_are_in_8_bits_and_how_they_are_kept():
 
 def test_the_optimizer_finds_its_state_and_does_not_make_another():
     """torch and torchao make what is missing at the first step: the keys must be theirs."""
-    for kind, changes in KINDS.items():
+    for kind, theirs in (("adamw", None), ("adamw8bit", torchaos)):
         model = layers()
-        optimizer = build_optimizer(model, TrainSettings(**changes))
+        optimizer = build_optimizer(model, TrainSettings(**KINDS[kind]))
         before = {name: id(p_state) for name, p_state in optimizer.state.items()}
         ours = {key: type(t) for key, t in optimizer.state[model.large.weight].items()}
         step(model, optimizer, 0)
         assert {name: id(p_state) for name, p_state in optimizer.state.items()} == before, kind
         optimizer.state.clear()
+        optimizer = theirs(model) if theirs else optimizer
         step(model, optimizer, 1)
-        theirs = {key: type(t) for key, t in optimizer.state[model.large.weight].items()}
-        assert ours == theirs, kind
+        made = {key: type(t) for key, t in optimizer.state[model.large.weight].items()}
+        assert ours == made, kind
 
 
 def test_8_bits_step_as_float32_does_to_their_precision():
@@ -293,7 +308,9 @@ def test_offloaded_steps_are_the_same_after_clipping_and_a_resume(kind, offloadi
     """Clipped gradients count, and weights that are filled in after the optimizer was built."""
     settings = TrainSettings(**KINDS[kind])
     plain, model = layers(), layers()
-    one, two = build_optimizer(plain, settings), offloaded(model, kind)
+    one = torchaos(plain) if kind == "adamw8bit" else build_optimizer(plain, settings)
+    fill_state(one, in_8_bits=kind == "adamw8bit")
+    two = offloaded(model, kind)
     for parameter in model.parameters():
         parameter.data.mul_(2)  # what a checkpoint has not filled yet
     for seed in range(6):

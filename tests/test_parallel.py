@@ -1,7 +1,6 @@
 """Ranks: shares of the batch, devices, agreement; real processes give equal numbers."""
 
 import os
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -23,6 +22,7 @@ from cosmos_wds.train.parallel import (
     join_ranks,
     lanes_of,
 )
+from tests import forked
 from tests.conftest import single_thread
 from tests.training import command, metrics, small_recipe, small_shards
 
@@ -108,18 +108,13 @@ def alone(shards, tmp_path_factory):
     return folder
 
 
-def torchrun(*arguments, ranks=2) -> subprocess.CompletedProcess:
+def torchrun(*arguments, ranks=2):
     """Start `ranks` processes on this machine."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launcher += ["--nproc-per-node", str(ranks)]
     paths = [str(Path(cosmos_wds.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    return subprocess.run(
-        [*launcher, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    return forked.run([*launcher, *arguments], env={**environment, "OMP_NUM_THREADS": "1"})
 
 
 def train_arguments(recipe, path) -> list[str]:

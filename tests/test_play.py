@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -622,15 +622,22 @@ def test_infer_shows_what_was_driven(weights, tmp_path):
     assert infer(request).read_bytes() == video
 
 
+def open_files(pid):
+    """What the descriptors of a process stand for; they come and go while this looks."""
+    found = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.add(os.readlink(path))
+    return found
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/net/tcp")
 def test_the_command_listens_here_alone_and_ctrl_c_ends_it(weights):
     """With a tab that drives, at once and without a word too many."""
     process, host = start(weights, "run", "--image", "first.png", "--port", "0")
     port = int(host.split(":")[1])
     found = SimpleNamespace(url=f"http://{host}")
-    own = {
-        os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{process.pid}/fd")
-    }
+    own = open_files(process.pid)
     rows = [
         line.split()
         for kind in ("tcp", "tcp6", "udp", "udp6")

@@ -24,6 +24,7 @@ pytestmark = [
 COUNT = "document.getElementById('count').textContent"
 SAID = "document.getElementById('said').textContent"
 X_SAID = "document.querySelector('.axis .value').textContent"
+ASKED = "window.sent.filter(request => request.do === 'step')"
 HEAR = """
 const native = WebSocket.prototype.send;
 window.sent = [];
@@ -78,13 +79,18 @@ def steps(tab):
 
 
 def hold(tab, *codes, until):
-    """Hold keys until so many steps were taken, and wait until the last one is shown."""
+    """Hold keys until so many steps were taken, and wait until the last one is shown.
+
+    Returns the number of a step that was asked for with all of them down.
+    """
     for code in codes:
         tab.key("keyDown", code)
-    tab.wait(f"parseInt({COUNT}) >= {until}")
+    asked = len(actions(tab))
+    tab.wait(f"parseInt({COUNT}) >= {until} && {ASKED}.length > {asked}")
     for code in codes:
         tab.key("keyUp", code)
     rest(tab)
+    return asked
 
 
 def rest(tab):
@@ -93,8 +99,15 @@ def rest(tab):
     return steps(tab)
 
 
+def polled(tab):
+    """Wait until the page has read its gamepads anew; it does so before each picture it draws."""
+    tab.evaluate(
+        "new Promise(resolve => requestAnimationFrame(() => requestAnimationFrame(resolve)))"
+    )
+
+
 def actions(tab):
-    return [r["action"] for r in tab.evaluate("window.sent") if r["do"] == "step"]
+    return [request["action"] for request in tab.evaluate(ASKED)]
 
 
 def shown(tab):
@@ -129,15 +142,15 @@ def test_it_begins_by_itself_and_fits(chromium, server, scheme, width):
 def test_keys_drive_and_time_stands_still_without(tab):
     time.sleep(0.3)
     assert steps(tab) == 0
-    hold(tab, "KeyW", "KeyJ", until=3)
+    both = hold(tab, "KeyW", "KeyJ", until=3)
     sent = actions(tab)
     assert len(sent) == steps(tab) >= 3
-    np.testing.assert_allclose(sent[1], [0.025, 0, 0, 0, 0, 0.025, 1], rtol=1e-6)
+    np.testing.assert_allclose(sent[both], [0.025, 0, 0, 0, 0, 0.025, 1], rtol=1e-6)
     assert rest(tab) == len(sent)
     tab.wait(f"{X_SAID} === '+0.000 m'")
     before = len(sent)
-    hold(tab, "KeyS", "ShiftLeft", until=before + 2)
-    np.testing.assert_allclose(actions(tab)[-1], [-0.00625, 0, 0, 0, 0, 0, 1], rtol=1e-6)
+    both = hold(tab, "KeyS", "ShiftLeft", until=before + 2)
+    np.testing.assert_allclose(actions(tab)[both], [-0.00625, 0, 0, 0, 0, 0, 1], rtol=1e-6)
 
 
 def test_a_short_tap_is_one_step(tab):
@@ -236,10 +249,17 @@ def test_a_stick_drives_as_far_as_it_is_pushed(tab):
     )
     tab.wait(f"parseInt({COUNT}) >= 2")
     tab.evaluate("window.pad.axes = [0, 0, 0, 0]; window.pad.buttons[0].pressed = true")
+    polled(tab)
     rest(tab)
-    np.testing.assert_allclose(actions(tab)[1], [0.0125, 0, -0.025, 0, 0, 0, 1], atol=1e-7)
-    assert actions(tab)[-1][6] == 0, "A closes the gripper, once"
-    tab.evaluate("window.pad.buttons[0].pressed = false; window.pad.buttons[9].pressed = true")
+    polled(tab)
+    now = rest(tab)
+    sent = actions(tab)
+    np.testing.assert_allclose(sent[1], [0.0125, 0, -0.025, 0, 0, 0, 1], atol=1e-7)
+    assert [a[6] for a in sent[-3:]] == [1, 0.5, 0], "A closes the gripper, once"
+    tab.evaluate("window.pad.buttons[0].pressed = false")
+    polled(tab)
+    assert rest(tab) == now == len(actions(tab)), "and its release does nothing"
+    tab.evaluate("window.pad.buttons[9].pressed = true")
     tab.wait(f"{COUNT} === '0 of 1024 steps recorded'")
 
 

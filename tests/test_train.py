@@ -23,6 +23,7 @@ from cosmos_wds.train.folder import BAD_BATCH, METRICS, flat, locked
 from cosmos_wds.train.loop import train
 from cosmos_wds.train.parallel import Interrupted
 from cosmos_wds.train.run import find_weights, load_run
+from tests import forked
 from tests.training import TIMES, command, metrics, same, small_recipe, small_shards, stop_after
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -444,11 +445,10 @@ KILLED = """
 
 
 @pytest.mark.slow
-def test_kill_nine_then_the_same_command(shards, tmp_path, monkeypatch):
+def test_kill_nine_then_the_same_command(shards, tmp_path):
     """SIGKILL between steps and in the middle of saves: all equals an uninterrupted run's."""
     one, two = (small_recipe(shards, tmp_path / n, steps=12, save_every=4) for n in "ab")
     train(one)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as here: sums are split by thread
     same_command = command(two, tmp_path / "two.toml")[3:]
     script = textwrap.dedent(KILLED)
     for steps, file in (
@@ -457,10 +457,9 @@ def test_kill_nine_then_the_same_command(shards, tmp_path, monkeypatch):
         (99, "run.json"),
         (99, "latest_checkpoint.txt"),
     ):
-        arguments = [*same_command, file, str(steps)]
-        ended = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True)
-        assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
-    done = subprocess.run(command(two, tmp_path / "two.toml"), capture_output=True, text=True)
+        ended = forked.run([sys.executable, "-c", script, *same_command, file, steps])
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+    done = forked.run(command(two, tmp_path / "two.toml"))
     assert done.returncode == 0, done.stderr
     assert "continuing after step 4 of 12" in done.stderr
     same(one.run_folder, two.run_folder, step=12)

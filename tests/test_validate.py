@@ -1,8 +1,6 @@
 """Validation while training: what it measures, that it repeats, and that training feels nothing."""
 
 import json
-import os
-import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,6 +26,7 @@ from cosmos_wds.train.validation_set import (
     ValidationSet,
     noise_levels,
 )
+from tests import forked
 from tests.tiny_run import with_eval
 from tests.training import ALONE, command, metrics, same, small_recipe, small_shards, stop_after
 
@@ -403,13 +402,7 @@ def test_ranks_find_what_one_finds(shards, whole, tmp_path, changes):
     recipe = recipe_of(shards, tmp_path, lr=3e-3, **changes)
     blind = recipe_of(shards, tmp_path, lr=3e-3, name="blind", watch={}, **changes)
     for one in (recipe, blind):
-        ended = subprocess.run(
-            [*command(one, tmp_path / f"{one.name}.toml"), "--processes", "2"],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        ended = forked.run_ranks(command(one, tmp_path / f"{one.name}.toml"), 2)
         assert ended.returncode == 0, ended.stderr
     same(recipe.run_folder, blind.run_folder, step=4)
     for a, b in zip(lines(whole), lines(recipe.run_folder), strict=True):

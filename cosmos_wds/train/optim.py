@@ -1,9 +1,9 @@
 """AdamW, its parameter groups by rule, and the learning rate as a function of the step.
 
 Moments are float32, or 8 bits with a scale for each block of 256 numbers (Dettmers et al. 2022,
-arXiv 2110.02861; torchao's AdamW8bit), on the parameters' device or in the CPU's memory
-(torchao's CPUOffloadOptimizer). They are there from the start, as zeros, so that a checkpoint can
-be read straight into them.
+arXiv 2110.02861; torchao's AdamW8bit, with the step of adamw8bit.py). They are on the parameters'
+device or in the CPU's memory (torchao's CPUOffloadOptimizer), and there from the start, as zeros,
+so that a checkpoint can be read straight into them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -77,19 +77,17 @@ def build_optimizer(model: nn.Module, settings: TrainSettings) -> "Optimizer | O
     )
     options = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
     in_8_bits = settings.optimizer == "adamw8bit"
+    is_offloaded = settings.offload and any(p.device.type != "cpu" for p in named.values())
     if in_8_bits:
-        kind: Callable[..., Optimizer] = import_extra("torchao.optim").AdamW8bit
+        own = "torchao.optim" if is_offloaded else "cosmos_wds.train.adamw8bit"
+        kind: Callable[..., Optimizer] = import_extra(own).AdamW8bit
     else:
         kind, options = torch.optim.AdamW, {**options, "fused": True}
-    on_cpu = all(p.device.type == "cpu" for p in named.values())
-    if settings.offload and not on_cpu:
+    if is_offloaded:
         return Offloaded(groups, kind, options, in_8_bits=in_8_bits)
     if settings.offload:
         say("[train] offload changes nothing on a CPU: the state is in its memory anyway")
     optimizer = kind(groups, **options)
-    if in_8_bits and on_cpu:
-        # torchao compiles the step of every shape. On a CPU that wants a C++ compiler.
-        optimizer.step = torch.compiler.set_stance("force_eager")(optimizer.step)
     fill_state(optimizer, in_8_bits=in_8_bits)
     return optimizer
 

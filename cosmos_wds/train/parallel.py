@@ -96,6 +96,7 @@ def join_ranks(settings: TrainSettings) -> Iterator[Ranks]:
     local = int(os.environ.get("LOCAL_RANK", 0))
     _check_start(settings, world)
     device = choose_device(settings.device, local)
+    _let_segments_grow()
     if world == 1:
         yield Ranks(0, 1, device)
         return
@@ -118,6 +119,16 @@ def join_ranks(settings: TrainSettings) -> Iterator[Ranks]:
             # the process now and then.
             gc.collect()
             dist.destroy_process_group()
+
+
+def _let_segments_grow() -> None:
+    """Let torch's allocator on a GPU enlarge what it has, where the user has not said otherwise.
+
+    Else pieces of freed memory are left that nothing fits, several GB with a network of 7 billion
+    parameters. It counts if nothing has been allocated yet.
+    """
+    if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def choose_device(wish: str, local_rank: int = 0) -> torch.device:

@@ -18,7 +18,16 @@ from cosmos_wds.errors import ConfigError, UserError
 from cosmos_wds.recipe import Recipe
 from cosmos_wds.train.extras import check_extras
 from cosmos_wds.train.plan_advice import advise
-from cosmos_wds.train.plan_gpus import GPUS, LAUNCH, SHARE, Gpu
+from cosmos_wds.train.plan_gpus import (
+    CAST,
+    GPUS,
+    LAUNCH,
+    LAUNCH_COMPILED,
+    LAUNCH_SELECTIVE,
+    SHARE,
+    SHARE_COMPILED,
+    Gpu,
+)
 from cosmos_wds.train.plan_memory import (
     GPU_CONTEXT,
     GPU_FRAGMENTS,
@@ -28,9 +37,11 @@ from cosmos_wds.train.plan_memory import (
 from cosmos_wds.train.plan_outline import Operations, Outline
 
 ASSUMED = (
-    f"speed: {SHARE:.0%} of the peak rate that the GPU's maker publishes, but {LAUNCH * 1e6:.0f} "
-    "microseconds at least for each of torch's operations; waiting for data and messages between "
-    "GPUs not counted",
+    f"speed: {SHARE:.0%} of the peak rate that the GPU's maker publishes, {SHARE_COMPILED:.0%} "
+    f"compiled, and {CAST} bytes of memory traffic a weight in each micro-batch, as measured on an "
+    f"H100; but {LAUNCH * 1e6:.0f} microseconds at least for each of torch's operations, with "
+    f"selective checkpointing {LAUNCH_SELECTIVE * 1e6:.0f}, compiled {LAUNCH_COMPILED * 1e6:.0f}; "
+    "waiting for data and messages between GPUs not counted",
     f"memory of a GPU: {GPU_CONTEXT / 1e9:.1f} GB for CUDA's context and libraries, and "
     f"{GPU_FRAGMENTS:.0%} of what comes and goes for the allocator's gaps; a tokenizer that "
     "encodes videos is not counted",

@@ -11,7 +11,7 @@ import torch
 from cosmos_wds.errors import ConfigError
 from cosmos_wds.recipe import Recipe
 from cosmos_wds.train.parallel import Ranks, choose_precision, lanes_of
-from cosmos_wds.train.plan_gpus import HOST, LAUNCH, LINK, Gpu
+from cosmos_wds.train.plan_gpus import CAST, HOST, LINK, Gpu, launch_seconds
 from cosmos_wds.train.plan_memory import (
     FLOAT32,
     Memory,
@@ -109,9 +109,12 @@ class Outline:
         elif settings.ema != "none":
             here += AVERAGE
         moved = self.parameters.trained / self.split.shards
-        started = LAUNCH * settings.accumulate * self._per_window.calls
-        work = max(operations / gpu.rate(self.split.precision), started)
-        work += moved * here / gpu.bandwidth
+        launch = launch_seconds(settings.checkpointing, compiled=settings.compile)
+        started = launch * settings.accumulate * self._per_window.calls
+        work = operations / gpu.rate(self.split.precision, compiled=settings.compile)
+        if self.split.precision != torch.float32 and self.split.shards == 1:
+            work += settings.accumulate * self.parameters.trained * CAST / gpu.bandwidth
+        work = max(work, started) + moved * here / gpu.bandwidth
         return max(work, moved * beside) + moved * then
 
     def changed(self, *, ranks: int = 0, **settings: object) -> "Outline":

@@ -73,7 +73,6 @@ class Saver:
         # Its own group: the thread's messages must not meet those of training.
         self._group = dist.new_group(backend="gloo") if ranks.world > 1 else None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._stager = DefaultStager(StagingOptions(False, False, False, False))
         self._running: Future[None] | None = None
         self.step = self.published = step
 
@@ -83,7 +82,9 @@ class Saver:
         Waits for the save before, if that still runs. Raises CheckpointError as `wait` does.
         """
         self.wait()
-        copy = self._stager.stage({name: _at_least_1d(t) for name, t in tensors.items()})
+        stager = DefaultStager(StagingOptions(False, False, False, False))  # in torch 2.11 for once
+        copy = stager.stage({name: _at_least_1d(t) for name, t in tensors.items()})
+        stager.close()
         assert not isinstance(copy, Future)
         self.step = step
         self._running = self._thread.submit(self._write, step, copy, dict(facts))
@@ -117,7 +118,6 @@ class Saver:
     def __exit__(self, *_: object) -> None:
         """End the thread; a save that runs is finished first."""
         self._thread.shutdown()
-        self._stager.close()
 
     def _write(self, step: int, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
         """Write and publish. Raises OSError."""
