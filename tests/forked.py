@@ -243,8 +243,8 @@ def begin(job, out, err, answers):
         os.write(answers, pid.to_bytes(8, "little", signed=True))
         os.close(out)
         os.close(err)
-        _, status = os.waitpid(pid, 0)
-        code = os.waitstatus_to_exitcode(status)
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # nobody gets its number yet
+        code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
         with suppress(BrokenPipeError):
             os.write(answers, code.to_bytes(8, "little", signed=True))
         os._exit(0)

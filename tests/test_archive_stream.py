@@ -6,13 +6,10 @@ Sizes are scaled down: blocks of 64 KiB, a place to go on from every 256 KiB.
 import gzip
 import hashlib
 import json
-import os
 import random
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +19,10 @@ from cosmos_wds.sources import ask, gunzip, parts, work
 from cosmos_wds.sources.addresses import find_archive
 from cosmos_wds.sources.archive import Wanted, unpack
 from cosmos_wds.sources.gunzip import Content, Point
+from tests import forked
 from tests.archives import STRIP, ordered, range_server, recordings, tar_of
+from tests.commands import ROOT
+from tests.killing import wait_for
 from tests.test_archive import files, names, record
 
 ANNOTATIONS, VIDEOS = recordings(10, size=200_000)
@@ -209,16 +209,15 @@ def test_a_killed_process_goes_on_where_it_was(server, tmp_path):
         "a = t.find_archive(sys.argv[1], 'a.tar.gz')\n"
         "t.unpack(a, Path(sys.argv[2]), t.Wanted(t.STRIP))"
     )
-    words = [sys.executable, "-c", code, f"{server.url}/a.tar.gz", str(tmp_path / "raw")]
+    words = [sys.executable, "-c", code, f"{server.url}/a.tar.gz", tmp_path / "raw"]
     for number in range(2):
-        process = subprocess.Popen(words, cwd=Path(__file__).parent.parent)
+        process = forked.Process(words, cwd=ROOT)
         point = tmp_path / ".raw.coming" / "point.json"
         before = point.read_text() if point.exists() else ""
-        while not (point.exists() and point.read_text() != before):
-            assert process.poll() is None
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL if number else signal.SIGINT)
+        wait_for(lambda p=point, b=before: p.exists() and p.read_text() != b, process)
+        process.send_signal(signal.SIGKILL if number else signal.SIGINT)
         process.wait()
+        process.end()
     server.fault = lambda path, begin, body: body
     server.asked.clear()
     take(server, tmp_path / "raw")

@@ -3,8 +3,6 @@
 import errno
 import json
 import os
-import signal
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -27,6 +25,7 @@ from cosmos_wds.rollout.jobs import batches
 from cosmos_wds.rollout.metrics import psnr
 from cosmos_wds.rollout.rollout import rollout
 from cosmos_wds.train.run import load_run
+from tests import forked
 from tests.commands import environment
 from tests.conftest import moving_frames, write_episode
 from tests.killing import wait_for
@@ -230,13 +229,14 @@ def test_a_killed_command_goes_on(weights, request_for, tmp_path):
     out = tmp_path / "out"
     words = ["infer", str(weights), "--episodes", "val", "--output", str(out), "--npz"]
     line = [sys.executable, "-m", "cosmos_wds", *words, "--set", "infer.batch=1", "--steps", "60"]
-    env = environment(OMP_NUM_THREADS="1")
-    with subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True) as process:
+    env = environment()
+    with forked.Process(line, env=env) as process:
         wait_for(lambda: list(out.glob("*.mp4")), process)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
     there = {path.name: path.read_bytes() for path in out.glob("*.mp4")}
     assert 0 < len(there) < 5
-    told = subprocess.run(line, env=env, capture_output=True, text=True, check=True)
+    told = forked.run(line, env=env)
+    assert told.returncode == 0, told.stderr
     assert "5 rollouts, " in told.stderr and "going on" in told.stderr and told.stdout == f"{out}\n"
     assert all((out / name).read_bytes() == content for name, content in there.items())
     whole = infer(request_for(steps=60, npz=True, output=tmp_path / "whole"))

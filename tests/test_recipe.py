@@ -107,7 +107,7 @@ def test_what_one_gpu_changes_about_bridge():
     many, one = (flat(load_recipe(n).model_dump()) for n in ("bridge", "bridge_1gpu"))
     assert {key.removeprefix("train.") for key in one if one[key] != many[key]} == {
         *("name", "accumulate", "eps", "ema_device"),
-        *("optimizer", "checkpointing", "parallel"),
+        *("optimizer", "checkpointing", "compile", "parallel"),
     }
 
 

@@ -1,7 +1,6 @@
 """`train --plan`: memory as a process takes it, operations as counted elsewhere, fitting advice."""
 
 import json
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -25,6 +24,7 @@ from cosmos_wds.train.plan_gpus import GPUS
 from cosmos_wds.train.plan_ledger import Ledger
 from cosmos_wds.train.plan_outline import Outline
 from cosmos_wds.train.plan_step import StepRequest, estimate_step, measure_step, run_step
+from tests import forked
 from tests.commands import ROOT, run
 from tests.training import small_recipe, small_shards
 from tests.training_memory import measured_memory
@@ -225,7 +225,7 @@ def test_it_plans_in_little_memory():
     code += "from cosmos_wds.train.plan import plan; "
     code += "plan(load_recipe('bridge', ['model.size=cosmos-predict1-14b']), 8); "
     code += "print(peak_bytes())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = forked.run([sys.executable, "-c", code], cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 1e9
 

@@ -4,6 +4,7 @@ The order is fixed: checkpointing changes what a block keeps, compilation takes 
 comes around both, and DDP, where it is chosen instead, around the whole.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -52,6 +53,8 @@ def apply_checkpointing(denoiser: Denoiser, kind: Kind) -> None:
         return
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if kind == "selective":
+        # Compiled, it is told to look for operations in place; a block has none.
+        logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     for block in denoiser.net.blocks:
         # The method of this one block: the module's class and its names stay as they are.

@@ -37,7 +37,7 @@ class Gpu:
 
     name: str
     memory: float
-    """Bytes that nvidia-smi reports as its total; of the B200, as it is sold."""
+    """Bytes that nvidia-smi reports as its total, or CUDA of the H100; of the B200, as it is sold."""
     float32: float
     """Operations a second of dense matrix products at best, in float32 (without TF32, which torch
     leaves off); in bfloat16 as rates.py knows it by the name."""
@@ -63,7 +63,7 @@ GPUS = (
     Gpu("A100 40 GB", 42.9e9, 19.5e12, 1.555e12),
     Gpu("L40S", 48.3e9, 91.6e12, 0.864e12),
     Gpu("A100 80 GB", 85.9e9, 19.5e12, 2.039e12),
-    Gpu("H100", 85.5e9, 67e12, 3.35e12),
+    Gpu("H100", 85.0e9, 67e12, 3.35e12),
     Gpu("H200", 150.8e9, 67e12, 4.8e12),
     Gpu("B200", 180e9, 75e12, 7.7e12),
 )
