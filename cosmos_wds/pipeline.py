@@ -152,8 +152,8 @@ class ActionSettings(Settings):
 class VideoSettings(Settings):
     """What becomes of the videos: byte for byte as they are, unless a size, gop or codec is named.
 
-    Encoding again makes loading faster: pictures of the size that is trained on, long gops, no B
-    frames (`tune = "fastdecode"`). What it costs is measured, and said in index.json.
+    Encoding again makes loading faster: pictures of the size that is trained on, long gops, and what
+    is quick to decode (`tune`). What it costs is measured, and said in index.json.
     """
 
     check: Literal["container", "decode"] = "container"
@@ -167,7 +167,10 @@ class VideoSettings(Settings):
     crf: int = 23
     """x264's quality: 0 lossless .. 51."""
     preset: str = "medium"
-    tune: Literal["", "fastdecode", "film", "animation", "grain", "stillimage", "zerolatency"] = ""
+    tune: Literal["", "fastdecode", "film", "animation", "grain", "stillimage", "zerolatency"] = (
+        "fastdecode"
+    )
+    """x264's; `fastdecode` does without CABAC, deblocking and weighted prediction."""
 
     @property
     def encodes(self) -> bool:

@@ -14,10 +14,10 @@ import torch
 
 from cosmos_wds.train.rates import peak_flops
 
-SHARE, SHARE_COMPILED = 0.31, 0.65
-"""Of the peak rate that a forward and backward pass reaches, by operations, as torch runs them one
-by one and with compiled blocks. Measured with the 7B on an H100 (recipes/bridge_1gpu.toml); matrix
-products alone reach 0.78."""
+SHARE, SHARE_COMPILED = 0.31, 0.55
+"""Of the peak rate that a forward and backward pass reaches, as torch runs operations one by one and
+with compiled blocks. From steps of the 7B on an H100 (recipes/bridge_1gpu.toml); matrix products
+alone reach 0.78."""
 CAST = 40
 """Bytes read and written for a parameter in a micro-batch, besides that: bfloat16 copies of float32
 weights, made twice, and gradients turned back and added up. Measured there too: 74 ms."""
