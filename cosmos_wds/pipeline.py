@@ -152,8 +152,8 @@ class ActionSettings(Settings):
 class VideoSettings(Settings):
     """What becomes of the videos: byte for byte as they are, unless a size, gop or codec is named.
 
-    Encoding again makes loading faster: pictures of the size that is trained on, long gops, and what
-    is quick to decode (`tune`). What it costs is measured, and said in index.json.
+    Encoding again makes loading faster: pictures of the size that is trained on, long gops, quick
+    to decode (`tune`). What it costs is measured, and said in index.json.
     """
 
     check: Literal["container", "decode"] = "container"

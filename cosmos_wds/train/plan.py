@@ -17,6 +17,7 @@ from cosmos_wds.data.sets import ShardSets
 from cosmos_wds.errors import ConfigError, UserError
 from cosmos_wds.recipe import Recipe
 from cosmos_wds.train.extras import check_extras
+from cosmos_wds.train.meter import peak_bytes
 from cosmos_wds.train.plan_advice import advise
 from cosmos_wds.train.plan_gpus import (
     CAST,
@@ -29,6 +30,9 @@ from cosmos_wds.train.plan_gpus import (
     Gpu,
 )
 from cosmos_wds.train.plan_memory import (
+    CPU_FIRST_USE,
+    CPU_PIECES,
+    CPU_SAVING,
     GPU_CONTEXT,
     GPU_FRAGMENTS,
     state_bytes,
@@ -45,6 +49,9 @@ ASSUMED = (
     f"memory of a GPU: {GPU_CONTEXT / 1e9:.1f} GB for CUDA's context and libraries, and "
     f"{GPU_FRAGMENTS:.0%} of what comes and goes for the allocator's gaps; a tokenizer that "
     "encodes videos is not counted",
+    f"memory of a CPU: what this process has by now and {CPU_FIRST_USE / 1e6:.0f} MB; pieces of "
+    f"freed memory that glibc keeps, {CPU_PIECES:.0%} of what activations take without "
+    "checkpointing; frames that the loader has ready are not counted",
 )
 """What the figures rest on, besides the network itself."""
 
@@ -72,9 +79,15 @@ class OnCpu:
 
     memory: int | None
     """Of the machine; None when it does not say."""
-    needed: int
-    """By the run's tensors, besides Python and the loader."""
     parts: dict[str, int]
+    """Of the process, at the peak of a step; without the loader's frames."""
+    saving: int
+    """More than that, while a checkpoint is written."""
+
+    @property
+    def needed(self) -> int:
+        """At the peak of a step."""
+        return sum(self.parts.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +135,10 @@ class Plan:
 
     def to_json(self) -> str:
         """One line."""
-        return json.dumps({**asdict(self), "needed": self.needed})
+        table = {**asdict(self), "needed": self.needed}
+        if self.on_cpu:
+            table["on_cpu"]["needed"] = self.on_cpu.needed
+        return json.dumps(table)
 
 
 def plan(recipe: Recipe, gpus: int = 0) -> Plan:
@@ -208,8 +224,17 @@ def _advice(outline: Outline, rows: list[OnGpu]) -> Any:
 
 
 def _on_cpu(recipe: Recipe, action_dims: int) -> OnCpu:
-    memory = Outline(recipe, 1, action_dims, on_gpu=False).memory
-    return OnCpu(_machine_memory(), memory.total, memory.device)
+    held, python = Outline(recipe, 1, action_dims, on_gpu=False), int(peak_bytes() + CPU_FIRST_USE)
+    kept = held.changed(checkpointing="none").memory.device["activations"]
+    return OnCpu(
+        memory=_machine_memory(),
+        parts={
+            "Python and torch": python,
+            **held.memory.device,
+            "pieces of freed memory": int(CPU_PIECES * kept),
+        },
+        saving=int(CPU_SAVING * state_bytes(recipe.train, held.parameters)),
+    )
 
 
 def _machine_memory() -> int | None:

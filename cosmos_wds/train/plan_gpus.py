@@ -15,9 +15,9 @@ import torch
 from cosmos_wds.train.rates import peak_flops
 
 SHARE, SHARE_COMPILED = 0.31, 0.55
-"""Of the peak rate that a forward and backward pass reaches, as torch runs operations one by one and
-with compiled blocks. From steps of the 7B on an H100 (recipes/bridge_1gpu.toml); matrix products
-alone reach 0.78."""
+"""Of the peak rate that a forward and backward pass reaches, as torch runs operations one by one
+and with compiled blocks. From steps of the 7B on an H100 (recipes/bridge_1gpu.toml); matrix
+products alone reach 0.78."""
 CAST = 40
 """Bytes read and written for a parameter in a micro-batch, besides that: bfloat16 copies of float32
 weights, made twice, and gradients turned back and added up. Measured there too: 74 ms."""
@@ -37,7 +37,7 @@ class Gpu:
 
     name: str
     memory: float
-    """Bytes that nvidia-smi reports as its total, or CUDA of the H100; of the B200, as it is sold."""
+    """Bytes: the total that nvidia-smi reports, or CUDA of the H100; of the B200, as it is sold."""
     float32: float
     """Operations a second of dense matrix products at best, in float32 (without TF32, which torch
     leaves off); in bfloat16 as rates.py knows it by the name."""

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from cosmos_wds.console import result
 from cosmos_wds.recipe import Recipe
-from cosmos_wds.train.plan import OnGpu, Plan, plan
+from cosmos_wds.train.plan import OnCpu, OnGpu, Plan, plan
 
 
 def show_plan(recipe: Recipe, *, gpus: int = 0, as_json: bool = False) -> None:
@@ -32,12 +32,7 @@ def plan_lines(planned: Plan) -> Iterator[Table | str]:
     yield _gpus(planned)
     yield from _advice(planned)
     if planned.on_cpu:
-        machine = f" of {_size(planned.on_cpu.memory)}" if planned.on_cpu.memory else ""
-        yield (
-            f"on this machine's CPU: {_size(planned.on_cpu.needed)}{machine}, by tensors; the C "
-            "library keeps pieces of freed memory, 20 % more with 102 million parameters, and "
-            "hundreds of MB more with few"
-        )
+        yield _on_cpu(planned.on_cpu)
     yield from (f"assumed: {line}" for line in planned.assumed)
 
 
@@ -83,6 +78,18 @@ def _memory(planned: Plan) -> Table:
     return table
 
 
+def _on_cpu(row: OnCpu) -> str:
+    parts = dict(row.parts)
+    python, pieces = (parts.pop(name) for name in ("Python and torch", "pieces of freed memory"))
+    machine = f" of {_size(row.memory)}" if row.memory else ""
+    return (
+        f"on this machine's CPU: {_size(row.needed)}{machine} for the process at the peak of a "
+        f"step, {_size(row.needed + row.saving)} while a checkpoint is written: Python and torch "
+        f"{_size(python)}, tensors {_size(sum(parts.values()))}, pieces of freed memory "
+        f"{_size(pieces)}"
+    )
+
+
 def _gpus(planned: Plan) -> Table:
     table = Table(title="on", title_justify="left")
     for heading in ("", "memory", "fits", "a step", "the run"):
@@ -126,7 +133,7 @@ def _hours(row: OnGpu) -> str:
 
 
 def _size(count: float) -> str:
-    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
+    return f"{count / 1e9:.3g} GB" if count >= 0.9995e9 else f"{count / 1e6:.3g} MB"
 
 
 def _operations(count: int) -> str:

@@ -84,7 +84,6 @@ class Saver:
         self.wait()
         stager = DefaultStager(StagingOptions(False, False, False, False))  # in torch 2.11 for once
         copy = stager.stage({name: _at_least_1d(t) for name, t in tensors.items()})
-        stager.close()
         assert not isinstance(copy, Future)
         self.step = step
         self._running = self._thread.submit(self._write, step, copy, dict(facts))
@@ -242,6 +241,7 @@ def write_weights(folder: Path, step: int, complete: Complete = dict) -> None:
                 f"{path}: could not be written: {error.strerror or error}; the checkpoint {held} "
                 "is whole: make room, then run the same command again"
             ) from error
+        del weights  # before the next are read
 
 
 def _whole(metadata: Metadata, name: str) -> Tensor:
