@@ -1,6 +1,7 @@
 """Fixtures that several tests share: a tiny data set in the Bridge layout, with real videos."""
 
 import json
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import torch
 
 from cosmos_wds.data.video import write_video
 from tests.object_store import s3_bucket
+
+# Each process that a test's code spawns would import pytest, the program that it comes from.
+sys.modules["__main__"].__spec__ = None
+vars(sys.modules["__main__"]).pop("__file__", None)
 
 
 @contextmanager

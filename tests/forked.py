@@ -46,7 +46,7 @@ class Process:
     def __init__(self, words, *, env=None, cwd=None, start_new_session=False, speaks_here=False):
         words = [*map(str, words)]
         assert words[0] == sys.executable, words
-        self.args, self.returncode = words, None
+        self.args, self.returncode, self._said = words, None, None
         kept = [] if speaks_here else [tempfile.TemporaryFile() for _ in "oe"]  # noqa: SIM115
         self._output = kept
         self._answers, theirs = os.pipe()
@@ -56,16 +56,17 @@ class Process:
             "folder": os.fspath(cwd or os.getcwd()),
             "has_session": start_new_session,
         }
-        content = json.dumps(job).encode()
+        told = json.dumps(job).encode()
         fds = [*(file.fileno() for file in kept or (sys.stdout, sys.stderr)), theirs]
-        socket.send_fds(server(), [len(content).to_bytes(8, "little")], fds)
-        server().sendall(content)
+        socket.send_fds(server(), [len(told).to_bytes(8, "little")], fds)
+        server().sendall(told)
         os.close(theirs)
         self.pid = self._answer()
 
     def poll(self):
         if self.returncode is None and select.select([self._answers], [], [], 0)[0]:
             self.returncode = self._answer()
+            assert not os.read(self._answers, 1)  # comes when nothing of it is left
         return self.returncode
 
     def wait(self, timeout=None):
@@ -76,18 +77,16 @@ class Process:
         return self.returncode
 
     def communicate(self, timeout=None):
-        """What it has said, to stdout and to stderr, when it has ended."""
+        """Wait until it has ended; returns what it has said, to stdout and to stderr."""
         self.wait(timeout)
+        self.end()
         return self.said()
 
     def said(self):
         """What it has said so far."""
-        found = []
-        for file in self._output:
-            with open(os.dup(file.fileno()), encoding="utf-8", errors="replace") as again:
-                again.seek(0)
-                found.append(again.read())
-        return tuple(found)
+        if self._said is None:
+            return tuple(map(content, self._output))
+        return self._said
 
     def send_signal(self, number):
         if self.poll() is None:
@@ -96,24 +95,32 @@ class Process:
     def kill(self):
         self.send_signal(signal.SIGKILL)
 
+    def end(self):
+        """Kill it if it has not ended; nothing of it stays open."""
+        if self._said is None:
+            self.kill()
+            self.wait()
+            self._said = self.said()
+            for file in self._output:
+                file.close()
+            os.close(self._answers)
+
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.end()
 
-    def end(self):
-        """Kill it, if it has not ended, and forget what it said."""
-        self.kill()
-        self.wait()
-        for file in self._output:
-            file.close()
-        os.close(self._answers)
-
     def _answer(self):
-        content = os.read(self._answers, 8)
-        assert len(content) == 8, "the server of forks has ended"
-        return int.from_bytes(content, "little", signed=True)
+        number = os.read(self._answers, 8)
+        assert len(number) == 8, "the server of forks has ended"
+        return int.from_bytes(number, "little", signed=True)
+
+
+def content(file):
+    """All that is in an open file by now."""
+    size = os.fstat(file.fileno()).st_size
+    return os.pread(file.fileno(), size, 0).decode(errors="replace")
 
 
 def run(words, *, timeout=300, **options):
@@ -145,11 +152,10 @@ def run_ranks(words, count, *, env=None, timeout=300):
         for process in processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, until - time.monotonic()) if code >= 0 else 0.0)
-        said = [process.said() for process in processes]
     finally:
         for process in processes:
             process.end()
-    out, err = map("".join, zip(*said, strict=True))
+    out, err = map("".join, zip(*(process.said() for process in processes), strict=True))
     return subprocess.CompletedProcess(words, code, out, err)
 
 
@@ -247,6 +253,7 @@ def begin(job, out, err, answers):
         code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
         with suppress(BrokenPipeError):
             os.write(answers, code.to_bytes(8, "little", signed=True))
+        os.waitpid(pid, 0)
         os._exit(0)
     if job["has_session"]:
         os.setsid()
@@ -279,7 +286,7 @@ def follow(words):
 
 if __name__ == "__main__":
     for name in LIBRARIES:
-        with suppress(ImportError):
+        with suppress(Exception):  # such as without FFmpeg
             __import__(name)
     gc.collect()
     gc.freeze()

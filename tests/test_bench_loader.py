@@ -17,7 +17,7 @@ from cosmos_wds.pipeline import Pipeline
 from cosmos_wds.prepare import shard
 from cosmos_wds.prepare.latents import write_latents
 from cosmos_wds.recipe import WindowSettings
-from cosmos_wds.train import meter
+from cosmos_wds.train import bench_loader, meter
 from cosmos_wds.train.bench_passes import LoaderBenchRequest, measure_ours, measure_reference
 from cosmos_wds.train.bench_reference import ReferenceSet, _resized, reference_loader
 from tests.commands import run
@@ -117,9 +117,14 @@ def test_the_command(made, tmp_path):
     ratio = reference["cpu_ms_per_sample"] / ours["cpu_ms_per_sample"]
     assert found["times_less_cpu"] == pytest.approx(ratio)
     assert "ours, 1 of 1: " in ended.stderr
-    ended = run(*words, tmp_path / "gone", cwd=tmp_path)
-    assert ended.returncode == 1 and "gone: no annotation/train/*.json" in ended.stderr
-    assert "Traceback" not in ended.stderr
+
+
+def test_what_the_measuring_process_says_is_one_line(made, tmp_path, capfd):
+    recipe = recipe_of(made[1], tmp_path)
+    request = LoaderBenchRequest(recipe=recipe, recordings=tmp_path / "gone")
+    with pytest.raises(DataError, match=r"gone: no annotation/train/\*\.json"):
+        bench_loader._in_a_process("reference", request)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def burn(seconds, began, end):

@@ -35,7 +35,7 @@ TINY = [
             "window.width=48",
         ),
         *("train.steps=2", "train.warmup=1", "train.batch=4", "data.workers=0", "infer.steps=2"),
-        "watch.validate_every=0",
+        *("watch.validate_every=0", "infer.compile=false"),
     )
     for part in ("--set", change)
 ]

@@ -33,11 +33,12 @@ def run(shards, tmp_path_factory):
     return train(small_recipe(shards, tmp_path_factory.mktemp("plain"), steps=2))
 
 
-def with_base(shards, folder):
+def with_base(shards, folder, blocks=28):
     """The 7B's 574 tensors at a reduced width, in the reference's form, and a recipe from them."""
     recipe = small_recipe(shards, folder, steps=2)
     table = recipe.model_dump(mode="json")
-    table["model"] |= {"text_width": TEXT_WIDTH, "blocks": 28, "base": str(folder / "base.pt")}
+    base = str(folder / "base.pt")
+    table["model"] |= {"text_width": TEXT_WIDTH, "blocks": blocks, "base": base}
     recipe = recipe_from_table(table, origin="test")
     settings = ModelSettings(**(recipe.model.model_dump() | {"actions": "none"}))
     made = Denoiser(settings, DiffusionSettings(), action_dims=7, with_text=True)
@@ -55,6 +56,13 @@ def post_trained(shards, tmp_path_factory):
     """The reference's way: a base with text in bfloat16, two steps with actions."""
     folder = tmp_path_factory.mktemp("post")
     return train(with_base(shards, folder)), folder / "base.pt"
+
+
+@pytest.fixture(scope="module")
+def small_post_trained(shards, tmp_path_factory):
+    """The same of two blocks."""
+    folder = tmp_path_factory.mktemp("small_post")
+    return train(with_base(shards, folder, blocks=2)), folder / "base.pt"
 
 
 @pytest.mark.parametrize("weights", ["ema", "reg"])
@@ -89,8 +97,8 @@ def test_the_text_path_is_written_back_from_the_base(post_trained, form, tmp_pat
     load_run(folder)
 
 
-def test_a_base_that_has_moved_is_asked_for(post_trained, tmp_path):
-    run, base = post_trained
+def test_a_base_that_has_moved_is_asked_for(small_post_trained, tmp_path):
+    run, base = small_post_trained
     moved = tmp_path / "moved.pt"
     base.rename(moved)
     try:
@@ -102,22 +110,23 @@ def test_a_base_that_has_moved_is_asked_for(post_trained, tmp_path):
         moved.rename(base)
 
 
-def test_the_text_of_a_base_s_base_is_found(post_trained, shards, tmp_path):
-    first, _ = post_trained
+def test_the_text_of_a_base_s_base_is_found(small_post_trained, shards, tmp_path):
+    first, _ = small_post_trained
     table = small_recipe(shards, tmp_path, steps=2).model_dump(mode="json")
-    table["model"] |= {"text_width": TEXT_WIDTH, "blocks": 28, "base": str(first)}
+    table["model"] |= {"text_width": TEXT_WIDTH, "blocks": 2, "base": str(first)}
     second = train(recipe_from_table(table, origin="test"))
     one, two = (
         export(ExportRequest(run=str(r), output=tmp_path / n))
         for r, n in ((first, "one"), (second, "two"))
     )
     state, other = (load_file(f / "model.safetensors") for f in (one, two))
-    assert all(torch.equal(state[n], other[n]) for n in state if ".blocks.1." in n)
+    text = [n for n in state if ".blocks.1." in n]
+    assert len(text) == 2 * 8 and all(torch.equal(state[n], other[n]) for n in text)
 
 
-def test_many_safetensors_are_split_and_read_again(post_trained, monkeypatch, tmp_path):
+def test_many_safetensors_are_split_and_read_again(small_post_trained, monkeypatch, tmp_path):
     monkeypatch.setattr(exporting, "LARGEST", "20KB")
-    run, _ = post_trained
+    run, _ = small_post_trained
     folder = export(ExportRequest(run=str(run), output=tmp_path / "a"))
     assert len(list(folder.glob("model-*.safetensors"))) > 2
     whole = export(ExportRequest(run=str(run), form="pt", output=tmp_path / "b"))

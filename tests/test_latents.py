@@ -273,7 +273,7 @@ def test_a_tokenizer_that_changes_on_the_way(small, tmp_path, tokenizer):
 def test_any_number_of_workers_and_threads_writes_the_same_bytes(grainy, tmp_path, tokenizer):
     before = torch.get_num_threads()
     try:
-        for workers in (1, 2, 3):
+        for workers in (1, 3):
             torch.set_num_threads(workers + 1)
             write_latents(pipeline(grainy[0], tmp_path / str(workers), tokenizer, workers=workers))
             assert content(tmp_path / str(workers)) == content(grainy[1])

@@ -364,7 +364,7 @@ def test_random_kills_leave_no_trace(grainy, tmp_path):
     settings = pipeline(raw, tmp_path / "s", workers=4)
     for _ in range(int(os.environ.get("COSMOS_WDS_KILLS", "4"))):
         process = start(settings)
-        time.sleep(rng.uniform(0.2, 2.0))
+        time.sleep(rng.uniform(0.2, 1.2))
         process.kill()
         process.communicate()
         if (tmp_path / "s/index.json").exists() and rng.random() < 0.8:

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -19,8 +18,10 @@ from cosmos_wds.inspection import verify as module
 from cosmos_wds.inspection.verify import SHOWN, Verification, verify
 from cosmos_wds.pipeline import load_pipeline
 from cosmos_wds.prepare import shard
+from tests import forked
 from tests.commands import environment, run
 from tests.conftest import moving_frames, write_episode
+from tests.killing import wait_for
 from tests.remake import about, edit_index, edit_rows, overwrite, places, remake, rename
 from tests.test_loader import living_of_group
 
@@ -447,30 +448,23 @@ def test_many_problems_are_counted():
 @pytest.mark.slow
 def test_ctrl_c_ends_it_cleanly(good, tmp_path):
     path = tmp_path / "long.mp4"
-    write_video(path, np.tile(moving_frames(2, 256, 320), (3000, 1, 1, 1)), preset="ultrafast")
+    write_video(path, np.tile(moving_frames(2, 256, 320), (750, 1, 1, 1)), preset="ultrafast")
     video = path.read_bytes()
 
     def change(_, key, members):
         return [(f"{key}-{i}", {**members, "mp4": video}) for i in range(30)]
 
     folder = remake(good, tmp_path / "set", change)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cosmos_wds", "inspect", str(folder), "--verify", "--workers", "2"],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    time.sleep(4)
-    assert process.poll() is None, process.communicate()
-    os.killpg(process.pid, signal.SIGINT)
-    began = time.monotonic()
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, ""), err
-    assert err.splitlines()[-1] == "interrupted" and "Traceback" not in err
-    assert time.monotonic() - began < 15
-    patience = time.monotonic() + 10
-    while left := living_of_group(process.pid):
-        assert time.monotonic() < patience, left
-        time.sleep(0.1)
+    words = [sys.executable, "-m", "cosmos_wds", "inspect", folder, "--verify", "--workers", "2"]
+    with forked.Process(words, env=environment(), start_new_session=True) as process:
+        # The command, what looks after its memory, and two workers, which are to begin first.
+        wait_for(lambda: len(living_of_group(process.pid)) == 4, process)
+        time.sleep(1.5)
+        assert process.poll() is None, process.communicate()
+        os.killpg(process.pid, signal.SIGINT)
+        began = time.monotonic()
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (130, ""), err
+        assert err.splitlines()[-1] == "interrupted" and "Traceback" not in err
+        assert time.monotonic() - began < 15
+        wait_for(lambda: not living_of_group(process.pid), seconds=10)

@@ -8,17 +8,20 @@ Freed memory goes back to the system here: glibc keeps it, in pieces that do not
 comes next, and what is compared with a plan is what tensors need.
 """
 
+import ctypes
 import gc
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 from cosmos_wds.config import dump
 from cosmos_wds.recipe import Recipe, load_recipe
-from tests.commands import ROOT, environment
+from tests import forked
+from tests.commands import ROOT
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+MMAP_THRESHOLD = -3
+"""glibc's M_MMAP_THRESHOLD: memory from so many bytes on is the system's again when it is freed."""
 
 
 def measured_memory(warm: Recipe, recipe: Recipe, folder: Path) -> int:
@@ -27,14 +30,7 @@ def measured_memory(warm: Recipe, recipe: Recipe, folder: Path) -> int:
     for name, one in (("warm", warm), ("measured", recipe)):
         files.append(folder / f"{name}.toml")
         files[-1].write_text(dump(one))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.training_memory", *map(str, files)],
-        cwd=ROOT,
-        env=environment(GLIBC_TUNABLES="glibc.malloc.mmap_threshold=65536"),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = forked.run([sys.executable, "-m", "tests.training_memory", *files], cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 
@@ -42,6 +38,7 @@ def measured_memory(warm: Recipe, recipe: Recipe, folder: Path) -> int:
 def main(warm: str, measured: str) -> None:
     from cosmos_wds.train import loop
 
+    assert ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 65536)
     loop.train(load_recipe(warm))
     start, found = loop.start, {}
 
