@@ -1,6 +1,7 @@
 """Fixtures that several tests share: a tiny data set in the Bridge layout, with real videos."""
 
 import json
+import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,10 @@ from tests.object_store import s3_bucket
 # Each process that a test's code spawns would import pytest, the program that it comes from.
 sys.modules["__main__"].__spec__ = None
 vars(sys.modules["__main__"]).pop("__file__", None)
+
+# A shell starts what runs in the background deaf to Ctrl-C, and so are those that it starts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

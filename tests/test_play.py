@@ -584,7 +584,6 @@ def start(folder, *words):
         env=environment(OMP_NUM_THREADS="1"),
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     said = []
     for line in process.stderr:
