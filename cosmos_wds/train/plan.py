@@ -32,6 +32,7 @@ from cosmos_wds.train.plan_gpus import (
 from cosmos_wds.train.plan_memory import (
     CPU_FIRST_USE,
     CPU_PIECES,
+    CPU_PIECES_CHECKPOINTING,
     CPU_SAVING,
     GPU_CONTEXT,
     GPU_FRAGMENTS,
@@ -50,8 +51,9 @@ ASSUMED = (
     f"{GPU_FRAGMENTS:.0%} of what comes and goes for the allocator's gaps; a tokenizer that "
     "encodes videos is not counted",
     f"memory of a CPU: what this process has by now and {CPU_FIRST_USE / 1e6:.0f} MB; pieces of "
-    f"freed memory that glibc keeps, {CPU_PIECES:.0%} of what activations take without "
-    "checkpointing; frames that the loader has ready are not counted",
+    f"freed memory that glibc keeps, {CPU_PIECES:.0%} of what activations take, or "
+    f"{CPU_PIECES_CHECKPOINTING:.0%} of what they would without checkpointing; frames that the "
+    "loader has ready are not counted",
 )
 """What the figures rest on, besides the network itself."""
 
@@ -225,13 +227,15 @@ def _advice(outline: Outline, rows: list[OnGpu]) -> Any:
 
 def _on_cpu(recipe: Recipe, action_dims: int) -> OnCpu:
     held, python = Outline(recipe, 1, action_dims, on_gpu=False), int(peak_bytes() + CPU_FIRST_USE)
+    is_kept = recipe.train.checkpointing == "none"
+    share = CPU_PIECES if is_kept else CPU_PIECES_CHECKPOINTING
     kept = held.changed(checkpointing="none").memory.device["activations"]
     return OnCpu(
         memory=_machine_memory(),
         parts={
             "Python and torch": python,
             **held.memory.device,
-            "pieces of freed memory": int(CPU_PIECES * kept),
+            "pieces of freed memory": int(share * kept),
         },
         saving=int(CPU_SAVING * state_bytes(recipe.train, held.parameters)),
     )
