@@ -30,7 +30,7 @@ class DataSettings(Settings):
     split: str = "train"
     """The split that training reads."""
     workers: int = 2
-    """Per rank; 0 decodes while training waits."""
+    """Per rank, threads no more than its cores but one; 0 decodes while training waits."""
     worker_kind: Literal["thread", "process"] = "thread"
     """Threads of the training process, or processes of their own (for codecs that hold Python's
     lock)."""

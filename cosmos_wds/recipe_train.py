@@ -55,6 +55,12 @@ class TrainSettings(Settings):
     """Checkpoints kept besides the last; 0 keeps all."""
     log_every: int = 10
 
+    def way(self, ranks: int) -> Literal["single", "ddp", "fsdp"]:
+        """How so many ranks train together."""
+        if ranks == 1:
+            return "single"
+        return "fsdp" if self.parallel == "fsdp" else "ddp"
+
     def problems(self) -> Iterator[str]:
         yield from at_least(self, steps=1, batch=1, accumulate=1, save_every=1, log_every=1)
         yield from at_least(self, warmup=0, keep=0, replicate=1)

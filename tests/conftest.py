@@ -22,6 +22,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture
+def many_cores(monkeypatch):
+    """As many reading threads as a recipe asks for, also on a machine of two cores."""
+    monkeypatch.setattr("cosmos_wds.data.threads.cores", lambda: 9)
+
+
 @contextmanager
 def single_thread():
     """torch on one thread: networks of tests gain nothing from more, and lose on a busy machine."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from cosmos_wds.config import write_text
+from cosmos_wds.data import threads
 from cosmos_wds.data.loader import open_loader
 from cosmos_wds.recipe import DataSettings, Recipe, TrainSettings, WindowSettings
 
@@ -23,6 +24,7 @@ BATCH = 4
 def run(shards, folder, workers, kind):
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
+    threads.cores = lambda: 9  # as many reading threads as are asked for
     recipe = Recipe(
         seed=5,
         data=DataSettings(shards=shards, workers=workers, worker_kind=kind, pool=2),

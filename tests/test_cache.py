@@ -29,6 +29,8 @@ from tests.test_blocks import held
 from tests.test_shards_elsewhere import put
 from tests.training import same, small_recipe, small_shards
 
+pytestmark = pytest.mark.usefixtures("many_cores")
+
 STEPS = 7
 
 

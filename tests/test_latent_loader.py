@@ -22,6 +22,8 @@ from tests.conftest import moving_frames, write_episode
 from tests.test_loader import damage, expected_windows, facts, joined, open_loader, take, windows_of
 from tests.training import metrics, same, small_recipe, small_shards
 
+pytestmark = pytest.mark.usefixtures("many_cores")
+
 HEIGHT, WIDTH = 32, 48
 
 

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from cosmos_wds.data.actions import relative_actions
+from cosmos_wds.data.cut import Cutter
 from cosmos_wds.data.index import SplitIndex
 from cosmos_wds.data.loader import Loader
 from cosmos_wds.data.loader import open_loader as open_by_recipe
@@ -38,6 +39,8 @@ from tests import forked
 from tests.commands import ROOT
 from tests.conftest import write_episode
 from tests.killing import wait_for
+
+pytestmark = pytest.mark.usefixtures("many_cores")
 
 LENGTHS = (7, 5, 9, 2, 6, 8, 5, 3, 7, 6)  # 48 windows of 2 frames
 PADDING = "x" * 350_000  # so that a shard of one megabyte holds two episodes
@@ -406,6 +409,27 @@ def test_any_other_error_names_shard_and_key_too(shards, workers, monkeypatch):
         open_loader(shards, workers=workers) as loader,
     ):
         take(loader, 1)
+
+
+@pytest.mark.parametrize(("cores", "ranks", "readers"), [(2, 1, 0), (3, 1, 2), (8, 4, 0)])
+def test_a_core_is_left_to_training(shards, cores, ranks, readers, monkeypatch):
+    """One worker is one thread, which also cuts; of more, each reads and a further one cuts."""
+    names, read = set(), Cutter.read
+
+    def noted(*arguments):
+        names.add(threading.current_thread().name)
+        return read(*arguments)
+
+    monkeypatch.setattr(Cutter, "read", noted)
+    monkeypatch.setattr("cosmos_wds.data.threads.cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    with open_loader(shards, workers=4) as loader:
+        take(loader, 4)
+    if readers:
+        assert names <= {f"reader_{number}" for number in range(readers)}
+    else:
+        (name,) = names
+        assert not name.startswith(("reader", "MainThread"))
 
 
 @pytest.mark.parametrize("kind", ["thread", "process"])

@@ -1,11 +1,13 @@
 """Workers as threads of this process: decoders let go of Python's lock while they work.
 
     readers   read the episodes of coming windows, and no more than a few at a time
-    cutter    one thread that cuts a few batches ahead of whoever takes them
+    cutter    one thread that cuts a few batches ahead of whoever takes them, and reads if it is
+              the only worker: two threads that share a core's caches cost more together
 
 A worker process would send each window through shared memory, which costs more than decoding it.
 """
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +17,7 @@ from typing import Any
 from cosmos_wds.data.cut import Asked, Cutter, Part, Reading, at_once
 from cosmos_wds.data.plan import Windows
 from cosmos_wds.data.remote import RemoteStorage
-from cosmos_wds.data.workers import ahead
+from cosmos_wds.data.workers import ahead, cores
 
 WINDOWS_AHEAD = 256
 """How far readers look: what is read so early is held in memory besides the lanes' pools."""
@@ -30,7 +32,12 @@ def in_line(cutter: Cutter, first: int) -> Iterator[list[Part]]:
 
 
 def in_threads(cutter: Cutter, first: int, *, workers: int) -> Iterator[list[Part]]:
-    """Parts from step `first` on, made ahead by threads, which end with the iterator."""
+    """Parts from step `first` on, made ahead by threads, which end with the iterator.
+
+    workers   at most; fewer where this rank has not so many cores and one to train with
+    """
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    workers = min(workers, max(1, cores() // ranks - 1))
     readers = ThreadPoolExecutor(workers, "reader")
     asking = _Asking(cutter, readers, first, workers=workers)
     try:
@@ -48,13 +55,13 @@ class _Asking:
         self, cutter: Cutter, readers: ThreadPoolExecutor, first: int, *, workers: int
     ) -> None:
         self._cutter, self._readers, self._most = cutter, readers, 2 * workers
+        is_alone = workers == 1 or cutter.reader.is_instant
         self._steps = cutter.order.steps(first)
         self._seen: deque[Windows] = deque()
         self._asked: deque[Asked] = deque()
         self._running: list[Future[Any]] = []
-        is_instant = cutter.reader.is_instant
-        self._submit = at_once if is_instant else self._to_readers
-        self._far = 0 if is_instant else max(2, WINDOWS_AHEAD // cutter.width)
+        self._submit = at_once if is_alone else self._to_readers
+        self._far = 0 if is_alone else max(2, WINDOWS_AHEAD // cutter.width)
         is_remote = any(isinstance(p.storage, RemoteStorage) for p in cutter.reader.sets.parts)
         self._seen_far = WINDOWS_EXPECTED // cutter.width if is_remote else 0
 

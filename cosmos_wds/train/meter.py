@@ -2,6 +2,7 @@
 
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,7 +50,13 @@ def peak_bytes() -> int:
             continue
         found = [line.split()[1] for line in lines if line.startswith("VmHWM")]
         total += 1024 * int(found[0]) if found else 0
-    return total or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return total or own_peak_bytes()
+
+
+def own_peak_bytes() -> int:
+    """Most memory that this process alone has held (resident)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def _descendants(pid: int) -> Iterator[int]:

@@ -88,11 +88,9 @@ class Split:
     on_gpu: bool
 
     @property
-    def parallel(self) -> str:
-        """single, ddp or fsdp."""
-        if self.ranks == 1:
-            return "single"
-        return "fsdp" if self.settings.parallel == "fsdp" else "ddp"
+    def parallel(self) -> Literal["single", "ddp", "fsdp"]:
+        """How the ranks train together."""
+        return self.settings.way(self.ranks)
 
     @property
     def gradients(self) -> Literal["made", "held", "sharded"]:

@@ -1,12 +1,12 @@
 """What a step computes, what the device could compute, and what memory the process has held."""
 
 import re
-import sys
 
 import torch
 
 from cosmos_wds.model.describe import describe
 from cosmos_wds.recipe import Recipe
+from cosmos_wds.train.meter import own_peak_bytes
 
 PEAKS = {
     "B200": 2250.0,
@@ -70,16 +70,8 @@ def window_flops(recipe: Recipe, latent: tuple[int, int, int], action_dims: int)
     return facts.cost.flops * (2 if recipe.lora.rank else 3)
 
 
-def held_bytes(device: torch.device) -> int | None:
-    """The most memory held so far: by torch on a GPU; else by this process (resident set).
-
-    None where the system does not say.
-    """
+def held_bytes(device: torch.device) -> int:
+    """The most memory held so far: by torch on a GPU; else by this process (resident)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024)
+    return own_peak_bytes()

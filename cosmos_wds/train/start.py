@@ -213,7 +213,7 @@ def spread(denoiser: Denoiser, recipe: Recipe, ranks: Ranks, precision: torch.dt
     if settings.compile:
         for block in denoiser.net.blocks:
             block.compile()
-    if settings.parallel == "fsdp" and ranks.world > 1:
+    if settings.way(ranks.world) == "fsdp":
         shard(denoiser, ranks, replicate=settings.replicate, precision=precision)
         if next(denoiser.parameters()).is_meta:
             denoiser.to_empty(device=ranks.device)

@@ -110,7 +110,6 @@ class Watch:
 
     def _note(self, pair: list[float], lr: float, seconds: float, rates: Mapping[str, Any]) -> str:
         """The live line: this step's loss and norm, what steps took since the last line."""
-        memory = rates["memory_bytes"]
         data, total = (1e3 * spent / self.steps for spent in (self.waited, seconds))
         parts = [
             f"loss {pair[0]:.4f}",
@@ -119,7 +118,7 @@ class Watch:
             f"{rates['samples_per_second']:.1f} windows/s",
             f"data {data:.0f} ms",
             f"compute {total - data:.0f} ms",
-            *([f"{memory / 1e9:.1f} GB"] if memory else []),
+            f"{rates['memory_bytes'] / 1e9:.1f} GB",
             f"MFU {rates['mfu']:.1%}"
             if self.peak
             else f"{rates['flops_per_second'] / 1e12:.3g} TFLOP/s",
