@@ -34,6 +34,7 @@ def encoded(frames, pix_fmt="yuv420p", file=None, movflags="", **tags):
     with av.open(file or buffer, "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=5)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
+        stream.codec_context.thread_count = 1  # else x264's bytes differ more from run to run
         for key, value in tags.items():
             setattr(stream.codec_context, key, value)
         for image in frames:
@@ -128,10 +129,7 @@ def test_every_cut_is_noticed(tmp_path, faststart):
 
 
 def test_flipped_bytes_are_noticed():
-    """The coding has no checksums, so that a flip may give other but lawful pixels: it is rare.
-
-    Threads make x264 write other bytes each time; 36 to 40 were noticed.
-    """
+    """The coding has no checksums, so that a flip may give other but lawful pixels: it is rare."""
     rng = np.random.default_rng(0)
     grain = rng.integers(0, 12, (30, 128, 160, 3), dtype=np.uint8)
     video = encoded(np.minimum(moving_frames(30, 128, 160), 240) + grain)
@@ -144,7 +142,7 @@ def test_flipped_bytes_are_noticed():
             probe(bytes(damaged))
         except DataError:
             noticed += 1
-    assert noticed >= 32
+    assert noticed >= 36
 
 
 def test_errors_name_the_file_and_the_reason(tmp_path):
