@@ -27,7 +27,7 @@ from pathlib import Path
 LIBRARIES = (
     *("numpy", "torch", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor"),
     *("torch.distributed.checkpoint", "torch.distributed.run", "torch.utils.data"),
-    *("torchcodec.decoders", "pydantic", "typer", "rich.progress", "safetensors.torch"),
+    *("pydantic", "typer", "rich.progress", "safetensors.torch"),
     *("PIL.Image", "sympy"),
 )
 ROOT = Path(__file__).parent.parent

@@ -1,4 +1,4 @@
-"""The libraries that decode mp4: decord, PyAV, TorchCodec. Equal pixels on H.264 from each.
+"""The libraries that decode mp4: decord and PyAV. Equal pixels on H.264 from both.
 
 tests/test_video.py holds them to it, whatever the chroma sampling, colour matrix and range. Each
 reads a file, or its bytes in memory, in one thread: more threads cost more than they bring at the
@@ -7,7 +7,7 @@ sizes of robot videos.
 
 import ctypes
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 
 from cosmos_wds.errors import DataError
 
-Decoder = Literal["decord", "pyav", "torchcodec"]
+Decoder = Literal["decord", "pyav"]
 Source = Path | str | bytes
 
 
@@ -25,18 +25,6 @@ Source = Path | str | bytes
 def has_decord() -> bool:
     """Whether decord is installed; it has no wheels for arm and macOS."""
     return find_spec("decord") is not None
-
-
-@cache
-def has_torchcodec() -> bool:
-    """Whether TorchCodec is installed and loads; it wants FFmpeg's libraries on the system."""
-    if find_spec("torchcodec") is None:
-        return False
-    try:
-        import torchcodec.decoders  # noqa: F401
-    except (ImportError, OSError, RuntimeError):
-        return False
-    return True
 
 
 def read(decoder: Decoder, source: Source, frames: Sequence[int] | None, name: str) -> np.ndarray:
@@ -70,47 +58,59 @@ def _lent(array: Any) -> np.ndarray:
 
 
 def _read_pyav(source: Source, frames: Sequence[int] | None, name: str) -> np.ndarray:
-    import av
+    if frames is None:
+        images = [image for _, image in _images(source, None, name)]
+        if not images:
+            raise DataError(f"{name}: holds no frame")
+        return np.stack(images)
+    places: dict[int, list[int]] = {}
+    for place, frame in enumerate(frames):
+        places.setdefault(frame, []).append(place)
+    result = np.empty((0, 0, 0, 3), np.uint8)
+    for number, image in _images(source, places, name):
+        if not len(result):
+            result = np.empty((len(frames), *image.shape), np.uint8)
+        for place in places[number]:
+            result[place] = image
+    return result
 
-    last = None if frames is None else max(frames, default=-1)
-    images: list[np.ndarray] = []
+
+def _images(
+    source: Source, wanted: Collection[int] | None, name: str
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Number and pixels of each wanted frame, all when None, in order, as PyAV decodes them.
+
+    Raises DataError when it cannot, or when there is no such frame.
+    """
+    import av
+    from av.video.reformatter import VideoReformatter
+
+    convert = VideoReformatter().reformat
+    end = None if wanted is None else max(wanted, default=-1) + 1
+    count, shape = 0, None
     try:
         with av.open(handle(source)) as container:
             stream = video_stream(container, name)
             stream.codec_context.thread_count = 1
             for frame in container.decode(stream):
-                images.append(frame.to_ndarray(format="rgb24"))
-                if last is not None and len(images) > last:
-                    break
+                if wanted is None or count in wanted:
+                    if frame.is_corrupt:  # and concealed
+                        raise DataError(f"{name}: frame {count} is damaged")
+                    # Threads of its own, its default, take it three times as long.
+                    image = convert(frame, format="rgb24", threads=1).to_ndarray()
+                    if image.shape != (shape or image.shape):
+                        raise DataError(f"{name}: frame {count} has another size than the first")
+                    shape = image.shape
+                    yield count, image
+                count += 1
+                if count == end:
+                    return
     except (av.FFmpegError, OSError) as error:
         raise DataError(f"{name}: does not decode: {words(error)}") from None
-    if frames is not None:
-        check_range(frames, len(images), name)
-        images = [images[i] for i in frames]
-    if not images:
-        raise DataError(f"{name}: no frames")
-    return np.stack(images)
+    check_range(wanted or (), count, name)
 
 
-def _read_torchcodec(source: Source, frames: Sequence[int] | None, name: str) -> np.ndarray:
-    from torchcodec.decoders import VideoDecoder
-
-    try:
-        # `exact` reads the packets' times first, decoding none: a container may promise others.
-        reader = VideoDecoder(
-            source if isinstance(source, bytes) else str(source),
-            dimension_order="NHWC",
-            num_ffmpeg_threads=1,
-            seek_mode="exact",
-        )
-        wanted = range(len(reader)) if frames is None else frames
-        check_range(wanted, len(reader), name)
-        return reader.get_frames_at(list(wanted)).data.numpy()
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise DataError(f"{name}: torchcodec cannot decode it: {words(error)}") from None
-
-
-_READERS = {"decord": _read_decord, "pyav": _read_pyav, "torchcodec": _read_torchcodec}
+_READERS = {"decord": _read_decord, "pyav": _read_pyav}
 
 
 def handle(source: Source) -> str | io.BytesIO:
@@ -126,7 +126,7 @@ def video_stream(container: Any, name: str) -> Any:
     return streams[0]
 
 
-def check_range(frames: Sequence[int], count: int, name: str) -> None:
+def check_range(frames: Collection[int], count: int, name: str) -> None:
     """Raise DataError for a frame that a video of `count` frames has not."""
     bad = [i for i in frames if not 0 <= i < count]
     if bad:

@@ -7,10 +7,13 @@ as a flipped bit inside a picture, is left to `inspect --verify`.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 NAL_CODECS = {"avc1", "avc3", "hvc1", "hev1"}
 HEAD = struct.Struct(">I4s")  # of a box: its bytes and its kind
@@ -49,13 +52,28 @@ def read_track(data: bytes) -> Track:
 
     Raises NotUnderstood, or Damaged with what is wrong.
     """
+    track, table = _understood(_read, data)
+    _understood(_check_samples, data, track.codec, table)
+    return track
+
+
+def read_heading(data: bytes) -> Track:
+    """The video track of an mp4 as its boxes describe it, no sample looked at.
+
+    Raises NotUnderstood, or Damaged where not even the boxes are whole.
+    """
+    return _understood(_read, data)[0]
+
+
+def _understood(read: Callable[..., T], *arguments: Any) -> T:
     try:
-        return _read(data)
+        return read(*arguments)
     except (struct.error, IndexError, KeyError, UnicodeDecodeError, ValueError) as error:
         raise NotUnderstood(f"its boxes make no sense: {error!r}") from None
 
 
-def _read(data: bytes) -> Track:
+def _read(data: bytes) -> tuple[Track, Boxes]:
+    """The first video track, and the boxes that tell where its samples lie."""
     if data[4:8] != b"ftyp":
         raise NotUnderstood("does not begin as an mp4")
     top = boxes(data, 0, len(data))
@@ -71,31 +89,40 @@ def _read(data: bytes) -> Track:
         track = _track(data, mdia, table)
         if "edts" in trak and _is_cut(data, top["moov"], trak["edts"], table, track):
             raise NotUnderstood("parts of it are cut out by an edit list")
-        return track
+        return track, table
     raise NotUnderstood("holds no video track")
 
 
 def _track(data: bytes, mdia: Boxes, table: Boxes) -> Track:
-    entry = table["stsd"][0] + 8  # behind version, flags and the number of entries
+    entry = _sample_entry(table)
     codec = data[entry + 4 : entry + 8].decode("ascii")
     width, height = struct.unpack_from(">HH", data, entry + 32)
+    frames = len(sample_sizes(data, table["stsz"][0]))
+    keys = frames  # a file without a list of key frames has no other ones
+    if "stss" in table:
+        keys = int.from_bytes(data[table["stss"][0] + 4 : table["stss"][0] + 8], "big")
+    return Track(codec, frames, height, width, _rate(data, mdia, table, frames), keys)
+
+
+def _sample_entry(table: Boxes) -> int:
+    return table["stsd"][0] + 8  # behind version, flags and the number of entries
+
+
+def _check_samples(data: bytes, codec: str, table: Boxes) -> None:
+    """Raise Damaged for a sample that is not all there."""
     sizes = sample_sizes(data, table["stsz"][0])
     offsets = sample_offsets(data, table, sizes)
     if len(sizes) and int((offsets + sizes).max()) > len(data):
         first = int(np.argmax(offsets + sizes > len(data)))
         raise Damaged(f"cut off: frame {first} of {len(sizes)} lies beyond its end")
     if codec in NAL_CODECS:
-        length = _nal_length_size(data, entry, codec)
+        length = _nal_length_size(data, _sample_entry(table), codec)
         for number, (offset, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
             if not _is_whole_sample(data, offset, size, length):
                 raise Damaged(f"frame {number} of {len(sizes)} is damaged")
         hole = _find_hole(data, offsets, sizes)
         if hole >= 0:
             raise Damaged(f"frame {hole} of {len(sizes)} is damaged: a hole of zeros")
-    keys = len(sizes)  # a file without a list of key frames has no other ones
-    if "stss" in table:
-        keys = int.from_bytes(data[table["stss"][0] + 4 : table["stss"][0] + 8], "big")
-    return Track(codec, len(sizes), height, width, _rate(data, mdia, table, len(sizes)), keys)
 
 
 def boxes(data: bytes, begin: int, end: int) -> Boxes:

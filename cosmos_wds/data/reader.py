@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from cosmos_wds.data.actions import ActionContract, relative_actions
-from cosmos_wds.data.decoders import has_torchcodec
 from cosmos_wds.data.index import SplitIndex, video_member
 from cosmos_wds.data.sets import ShardSets
 from cosmos_wds.data.video import decode, resize
@@ -120,7 +119,6 @@ class VideoReader:
     def __init__(self, sets: ShardSets, window: WindowSettings) -> None:
         self.sets, self._window = sets, window
         self.actions = ActionWindows(sets.contract, window)
-        has_torchcodec()  # imported here, once, rather than by whichever thread decodes first
 
     def read(self, row: int, choice: int = 0) -> Held:
         index, at = self.sets.find(row)
