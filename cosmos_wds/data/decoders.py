@@ -87,21 +87,16 @@ def _images(
 
     convert = VideoReformatter().reformat
     end = None if wanted is None else max(wanted, default=-1) + 1
-    count, shape = 0, None
+    count, size = 0, None
     try:
         with av.open(handle(source)) as container:
             stream = video_stream(container, name)
             stream.codec_context.thread_count = 1
             for frame in container.decode(stream):
                 if wanted is None or count in wanted:
-                    if frame.is_corrupt:  # and concealed
-                        raise DataError(f"{name}: frame {count} is damaged")
+                    size = checked_size(frame, size, f"{name}: frame {count}")
                     # Threads of its own, its default, take it three times as long.
-                    image = convert(frame, format="rgb24", threads=1).to_ndarray()
-                    if image.shape != (shape or image.shape):
-                        raise DataError(f"{name}: frame {count} has another size than the first")
-                    shape = image.shape
-                    yield count, image
+                    yield count, convert(frame, format="rgb24", threads=1).to_ndarray()
                 count += 1
                 if count == end:
                     return
@@ -124,6 +119,19 @@ def video_stream(container: Any, name: str) -> Any:
     if not streams:
         raise DataError(f"{name}: holds no video stream")
     return streams[0]
+
+
+def checked_size(frame: Any, first: tuple[int, int] | None, name: str) -> tuple[int, int]:
+    """Height and width of PyAV's frame. `first`: those of the first frame; None for that one.
+
+    Raises DataError for another size, or for damage, which a decoder conceals and goes on.
+    """
+    if frame.is_corrupt:
+        raise DataError(f"{name} is damaged")
+    size = (frame.height, frame.width)
+    if size != (first or size):
+        raise DataError(f"{name} has another size than the first")
+    return size
 
 
 def check_range(frames: Collection[int], count: int, name: str) -> None:

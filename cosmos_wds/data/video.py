@@ -17,6 +17,7 @@ from cosmos_wds.config import write_bytes
 from cosmos_wds.data.decoders import (
     Decoder,
     Source,
+    checked_size,
     handle,
     has_decord,
     read,
@@ -124,25 +125,22 @@ def probe(source: Source, *, name: str = "") -> VideoFacts:
     _check_present(source, name)
     source = source if isinstance(source, bytes) else Path(source).read_bytes()
     _track(source, name)
-    count = height = width = 0
+    count, size = 0, None
     try:
         with av.open(handle(source)) as container:
             stream = video_stream(container, name)
             promised, rate, codec = stream.frames, stream.average_rate, stream.codec_context.name
             stream.codec_context.thread_count = 1
             for frame in container.decode(stream):
-                if frame.is_corrupt:
-                    raise DataError(f"{name}: frame {count} is damaged")
-                if count and (frame.height, frame.width) != (height, width):
-                    raise DataError(f"{name}: frame {count} has another size than the first")
-                count, height, width = count + 1, frame.height, frame.width
+                size = checked_size(frame, size, f"{name}: frame {count}")
+                count += 1
     except (av.FFmpegError, OSError) as error:
         raise DataError(f"{name}: does not decode after frame {count}: {words(error)}") from None
-    if not count:
+    if size is None:
         raise DataError(f"{name}: holds no frame")
     if promised and count < promised:
         raise DataError(f"{name}: {count} of {promised} frames decode; the file is damaged")
-    return VideoFacts(count, height, width, float(rate or 0), DECODERS.get(codec, codec))
+    return VideoFacts(count, *size, float(rate or 0), DECODERS.get(codec, codec))
 
 
 def resize(frames: np.ndarray, height: int, width: int, *, exact: bool = False) -> np.ndarray:
