@@ -413,22 +413,28 @@ def test_any_other_error_names_shard_and_key_too(shards, workers, monkeypatch):
 
 @pytest.mark.parametrize(("cores", "ranks", "readers"), [(2, 1, 0), (3, 1, 2), (8, 4, 0)])
 def test_a_core_is_left_to_training(shards, cores, ranks, readers, monkeypatch):
-    """One worker is one thread, which also cuts; of more, each reads and a further one cuts."""
-    names, read = set(), Cutter.read
+    """One worker is one thread, which also cuts; of more, each reads and a further one cuts.
+
+    The first step, which training waits for, is read on all cores: here four episodes.
+    """
+    names, read, both = [], Cutter.read, threading.Barrier(2)
 
     def noted(*arguments):
-        names.add(threading.current_thread().name)
+        names.append(threading.current_thread().name)
+        if len(names) <= 2:
+            both.wait(timeout=60)
         return read(*arguments)
 
     monkeypatch.setattr(Cutter, "read", noted)
     monkeypatch.setattr("cosmos_wds.data.threads.cores", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
     with open_loader(shards, workers=4) as loader:
-        take(loader, 4)
+        take(loader, 6)
+    assert {*names[:2]} == {"reader_0", "reader_1"}
     if readers:
-        assert names <= {f"reader_{number}" for number in range(readers)}
+        assert {*names} <= {f"reader_{number}" for number in range(readers)}
     else:
-        (name,) = names
+        (name,) = {*names[4:]}
         assert not name.startswith(("reader", "MainThread"))
 
 

@@ -4,6 +4,8 @@
     cutter    one thread that cuts a few batches ahead of whoever takes them, and reads if it is
               the only worker: two threads that share a core's caches cost more together
 
+Training waits for the first step, so readers on all cores read that one for a lone cutter too.
+
 A worker process would send each window through shared memory, which costs more than decoding it.
 """
 
@@ -14,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
-from cosmos_wds.data.cut import Asked, Cutter, Part, Reading, at_once
+from cosmos_wds.data.cut import Asked, Cutter, Part, Reading, Submit, at_once
 from cosmos_wds.data.plan import Windows
 from cosmos_wds.data.remote import RemoteStorage
 from cosmos_wds.data.workers import ahead, cores
@@ -36,10 +38,10 @@ def in_threads(cutter: Cutter, first: int, *, workers: int) -> Iterator[list[Par
 
     workers   at most; fewer where this rank has not so many cores and one to train with
     """
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    workers = min(workers, max(1, cores() // ranks - 1))
-    readers = ThreadPoolExecutor(workers, "reader")
-    asking = _Asking(cutter, readers, first, workers=workers)
+    mine = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    later = min(workers, max(1, mine - 1))
+    readers = ThreadPoolExecutor(later if later > 1 else min(workers, mine), "reader")
+    asking = _Asking(cutter, readers, first, workers=later)
     try:
         steps = cutter.order.steps(first)
         for part in ahead(lambda _: cutter.cut(asking.next()), steps, threads=1):
@@ -55,13 +57,14 @@ class _Asking:
         self, cutter: Cutter, readers: ThreadPoolExecutor, first: int, *, workers: int
     ) -> None:
         self._cutter, self._readers, self._most = cutter, readers, 2 * workers
-        is_alone = workers == 1 or cutter.reader.is_instant
+        is_instant = cutter.reader.is_instant
+        self._is_alone = workers == 1 or is_instant
         self._steps = cutter.order.steps(first)
         self._seen: deque[Windows] = deque()
         self._asked: deque[Asked] = deque()
         self._running: list[Future[Any]] = []
-        self._submit = at_once if is_alone else self._to_readers
-        self._far = 0 if is_alone else max(2, WINDOWS_AHEAD // cutter.width)
+        self._submit: Submit = at_once if is_instant else self._to_readers
+        self._far = 0 if self._is_alone else max(2, WINDOWS_AHEAD // cutter.width)
         is_remote = any(isinstance(p.storage, RemoteStorage) for p in cutter.reader.sets.parts)
         self._seen_far = WINDOWS_EXPECTED // cutter.width if is_remote else 0
 
@@ -72,6 +75,8 @@ class _Asking:
             if not self._seen:
                 break
             self._asked.append(self._cutter.ask(self._seen.popleft(), self._submit))
+            if self._is_alone:
+                self._submit = at_once
         return self._asked.popleft()
 
     def _look_ahead(self) -> None:
