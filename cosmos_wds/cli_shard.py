@@ -33,6 +33,9 @@ def shard(  # noqa: PLR0913 (a command's options are its arguments)
     latents: Annotated[
         bool, typer.Option("--latents", help="From finished shards to a set of their latents.")
     ] = False,
+    index_only: Annotated[
+        bool, typer.Option("--index-only", help="Only the index, of a folder of our tars.")
+    ] = False,
     tokenizer: Annotated[
         str | None, typer.Option(help="Of --latents: its folder, a run's, or cosmos-tiny.")
     ] = None,
@@ -48,15 +51,20 @@ def shard(  # noqa: PLR0913 (a command's options are its arguments)
 ) -> None:
     """Write recordings as tar shards with an index; with --latents, shards as latents.
 
-    Goes on where it stopped. Bad episodes are told and listed in rejected.jsonl.
+    Goes on where it stopped. Bad episodes are told and listed in rejected.jsonl. With --index-only
+    SOURCE are shards that have lost their index.json, and get it again.
     """
-    if (source is None) != (shards is None):
+    if index_only and (shards or latents or strict or dry_run or engine == "ray"):
+        raise ConfigError(
+            "--index-only takes the folder of shards, --pipeline and --set, and nothing else"
+        )
+    if (source is None) != (shards is None) and not index_only:
         raise ConfigError(f"shard {source}: name the folder of shards too, or neither of the two")
     of_latents = {"tokenizer": tokenizer, "height": height, "width": width, "device": device}
     paths = {"source.path": source, "shards.path": shards}
-    if latents:
+    if latents or index_only:
         paths = {"shards.path": source, "latents.path": shards}
-    elif any(value is not None for value in of_latents.values()):
+    if not latents and any(value is not None for value in of_latents.values()):
         raise ConfigError(f"{', '.join(f'--{name}' for name in of_latents)}: only with --latents")
     from cosmos_wds.config import override
     from cosmos_wds.pipeline import load_pipeline
@@ -65,6 +73,11 @@ def shard(  # noqa: PLR0913 (a command's options are its arguments)
     settled |= {f"latents.{name}": value for name, value in of_latents.items()}
     given = [override(key, value) for key, value in settled.items() if value is not None]
     settings = load_pipeline(pipeline, [*(changes or ()), *given])
+    if index_only:
+        from cosmos_wds.prepare.index_only import write_index
+
+        typer.echo(write_index(settings))
+        return
     if latents:
         if engine == "ray":
             raise ConfigError("--engine ray: not with --latents, which works on this machine")

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -322,6 +323,20 @@ def started(*words, cwd):
         yield process
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.05, 0.1, 0.2])
+def test_ctrl_c_while_workers_are_born_is_answered_once(tmp_path, delay):
+    """They hear it too, from the terminal, and have not yet been told to ignore it."""
+    with started("download", "demo", "--set", "source.path=raw", cwd=tmp_path) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        wait_for(lambda: len(children.read_text().split()) > 1, process)
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (out, err.splitlines()[-1]) == ("", "interrupted")
+    assert "Traceback" not in err
 
 
 def test_ctrl_c_ends_a_download_with_130(tmp_path):

@@ -510,6 +510,16 @@ def test_processes_are_numbered(tmp_path):
     assert worker_number() == 0
 
 
+def blocked(_, tick):
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_processes_are_born_deaf_to_ctrl_c_and_this_one_hears_it():
+    found = run_jobs(blocked, [0, 1], processes=2, on_progress=lambda count: None)
+    assert [is_blocked for _, is_blocked in found] == [True, True]
+    assert not blocked(0, None)
+
+
 def test_a_gpu_that_is_not_there_or_too_small(small, tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ConfigError, match=r"device = \"cuda\", but torch sees no GPU"):

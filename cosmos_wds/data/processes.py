@@ -27,6 +27,7 @@ from cosmos_wds.data.cut import Cutter, Part, at_once
 from cosmos_wds.data.memory import keep_freed_memory
 from cosmos_wds.data.mixture import Mixture
 from cosmos_wds.data.reader import Reader
+from cosmos_wds.data.workers import ctrl_c_blocked
 from cosmos_wds.errors import DataError
 
 IDLE = -1  # a worker that reads no episode
@@ -173,21 +174,15 @@ def worker_context() -> BaseContext:
 
 
 def start_server() -> None:
-    """Start the fork server, which then imports torch while the caller goes on.
-
-    It and its forks are born with Ctrl-C blocked: that is for the parent to answer.
-    """
+    """Start the fork server, which then imports torch while the caller goes on."""
     context = worker_context()
     if context.get_start_method() != "forkserver":
         return
     from multiprocessing import forkserver
 
     context.set_forkserver_preload(PRELOAD)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    with ctrl_c_blocked():
         forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def dead_workers(board: Board) -> list[int]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from cosmos_wds import __version__
 from cosmos_wds.data.actions import ActionContract
-from cosmos_wds.data.index import FORMAT, INDEX_NAME
+from cosmos_wds.data.index import FORMAT, INDEX_NAME, EpisodeRow, ShardFile
 from cosmos_wds.data.jobs import Job, ShardResult, shard_actions, shard_name
 from cosmos_wds.data.judge import action_statistics, concerns
 from cosmos_wds.data.looks import Rejected
@@ -45,22 +45,36 @@ def publish(
         )
     first = done[0][0].split
     actions = [shard_actions(job) for job, _ in done if job.split == first]
-    statistics = action_statistics(np.concatenate(actions), contract)
+    statistics = {"split": first, **action_statistics(np.concatenate(actions), contract)}
     done = _renumbered(where, done)
     splits = {}
     for split in dict.fromkeys(job.split for job, _ in done):
-        splits[split] = _publish_split(where, split, [r for job, r in done if job.split == split])
+        results = [result for job, result in done if job.split == split]
+        rows = [row for result in results for row in result.rows]
+        splits[split] = publish_split(where, split, [result.shard for result in results], rows)
     _remove_stale(where, {result.shard.name for _, result in done}, set(splits))
+    about = {"statistics": statistics, **about}
+    return publish_index(where, contract, splits, rejected=len(rejected), about=about)
+
+
+def publish_index(
+    where: Storage,
+    contract: ActionContract,
+    splits: Mapping[str, Mapping[str, Any]],
+    *,
+    rejected: int,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write index.json over finished splits, by which the set is complete; returns its content."""
     totals = [split["totals"] for split in splits.values()]
     table = {
         "format": FORMAT,
         "tool": f"cosmos-wds {__version__}",
         "contract": contract.to_dict(),
-        "statistics": {"split": first, **statistics},
         **about,
         "totals": {
             **{key: sum(total[key] for total in totals) for key in totals[0]},
-            "rejected": len(rejected),
+            "rejected": rejected,
         },
         "splits": splits,
     }
@@ -107,15 +121,18 @@ def _renumbered(where: Storage, done: Done) -> Done:
     return renumbered
 
 
-def _publish_split(where: Storage, split: str, results: Sequence[ShardResult]) -> dict[str, Any]:
-    lines = "".join(row.to_line() + "\n" for result in results for row in result.rows).encode()
+def publish_split(
+    where: Storage, split: str, shards: Sequence[ShardFile], rows: Sequence[EpisodeRow]
+) -> dict[str, Any]:
+    """Write the index of a split's episodes; returns what index.json says of the split."""
+    lines = "".join(row.to_line() + "\n" for row in rows).encode()
     where.write(f"{split}.idx.jsonl", lines)
-    shards = [asdict(result.shard) for result in results]
-    totals = {key: sum(shard[key] for shard in shards) for key in ("episodes", "frames", "bytes")}
+    tables = [asdict(shard) for shard in shards]
+    totals = {key: sum(table[key] for table in tables) for key in ("episodes", "frames", "bytes")}
     return {
-        "totals": {**totals, "shards": len(shards)},
+        "totals": {**totals, "shards": len(tables)},
         "index_sha256": hashlib.sha256(lines).hexdigest(),
-        "shards": shards,
+        "shards": tables,
     }
 
 

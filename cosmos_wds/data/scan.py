@@ -3,7 +3,8 @@
 The heads of all members say where they lie, and each episode's arrays how long it is. What an
 action's numbers mean stands nowhere in the tars: without index.json it is the contract of Bridge,
 at the frame rate that the first episode's JSON says. What was found is remembered, by the names and
-sizes of the tars, in the folder of [data] cache; the set itself is left as it is.
+sizes of the tars, in the folder of [data] cache; the set itself is left as it is, until
+`shard --index-only` (prepare/index_only.py) writes its index.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from rich.markup import escape
 
 from cosmos_wds.config import write_text
 from cosmos_wds.console import say, warn
-from cosmos_wds.data.actions import NAMES, ActionContract
+from cosmos_wds.data.actions import ActionContract
 from cosmos_wds.data.index import (
     INDEX_NAME,
     EpisodeRow,
@@ -55,25 +56,28 @@ def open_split(where: Storage, split: str, *, memory: Path) -> SplitIndex:
     note = memory / "scans" / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.jsonl"
     rows = _remembered(note)
     if rows is None:
-        rows = _scanned(where, [tar for tar, _ in tars])
+        rows = find_rows(where, [tar for tar, _ in tars], ActionContract())
         _remember(note, rows)
         say(f"{escape(str(where))}: no index.json: {len(rows)} episodes found in {len(tars)} tars")
     lines = "\n".join(row.to_line() for row in rows)
     return SplitIndex(
         storage=where,
         split=split,
-        contract=_contract(where, rows[0]),
-        shards=tuple(_shard(tar, size, rows) for tar, size in tars),
+        contract=_bridge_contract(where, rows[0]),
+        shards=tuple(shard_of(tar, size, rows) for tar, size in tars),
         rows=tuple(rows),
         digest=hashlib.sha256(f"{facts}\n{lines}".encode()).hexdigest()[:16],
     )
 
 
-def _scanned(where: Storage, tars: Sequence[str]) -> list[EpisodeRow]:
+def find_rows(where: Storage, tars: Sequence[str], contract: ActionContract) -> list[EpisodeRow]:
+    """The episodes of a split's tars, in their order.
+
+    Raises DataError for what is no shard of ours, or holds other arrays than the contract says.
+    """
     with ThreadPoolExecutor(THREADS) as pool:
-        rows = [
-            row for found in pool.map(lambda tar: list(_rows(where, tar)), tars) for row in found
-        ]
+        found = pool.map(lambda tar: list(_rows(where, tar, contract)), tars)
+        rows = [row for of_tar in found for row in of_tar]
     if not rows:
         raise DataError(f"{where}: its tars hold no episode; `cosmos-wds shard` makes shards")
     if len({row.key for row in rows}) < len(rows):
@@ -81,7 +85,7 @@ def _scanned(where: Storage, tars: Sequence[str]) -> list[EpisodeRow]:
     return rows
 
 
-def _rows(where: Storage, tar: str) -> Iterator[EpisodeRow]:
+def _rows(where: Storage, tar: str, contract: ActionContract) -> Iterator[EpisodeRow]:
     for sample in scan(where, tar):
         row = EpisodeRow(sample.key, tar, 0, _places(sample))
         name = f"{where.name(tar)}: {sample.key}"
@@ -96,10 +100,13 @@ def _rows(where: Storage, tar: str) -> Iterator[EpisodeRow]:
             load_array(read_member(where, row, f"{kind}.npy"), f"{name}.{kind}.npy").shape
             for kind in ("state", "action")
         )
-        if action != (state[0] - 1, len(NAMES)) or state[1:] != (len(NAMES),):
+        numbers = len(contract.names)
+        is_fit = contract.signal == "command" or state[1:] == (numbers,)
+        if not state or action != (state[0] - 1, numbers) or not is_fit:
             raise DataError(
-                f"{name}: actions {action}, states {state}: not poses as Bridge has them, and "
-                "what they mean stands in index.json; shard the recordings again"
+                f"{name}: actions {action}, states {state}: not {numbers} numbers a frame "
+                f"({', '.join(contract.names)}), and what they mean stands in index.json; "
+                "`cosmos-wds shard --index-only` writes one by a pipeline's [actions]"
             )
         yield replace(row, frames=state[0])
 
@@ -108,13 +115,19 @@ def _places(sample: TarSample) -> dict[str, tuple[int, int]]:
     return {name: (member.offset, member.size) for name, member in sample.members.items()}
 
 
-def _contract(where: Storage, row: EpisodeRow) -> ActionContract:
-    """Bridge's, at the frame rate of this episode."""
+def read_fps(where: Storage, row: EpisodeRow) -> float | None:
+    """The frame rate that an episode's JSON says; None when it says none."""
     try:
-        fps = float(json.loads(read_member(where, row, "json"))["fps"])
+        return float(json.loads(read_member(where, row, "json"))["fps"])
     except (ValueError, KeyError, TypeError):
-        fps = ActionContract().fps
-    contract = replace(ActionContract(), fps=fps)
+        return None
+
+
+def _bridge_contract(where: Storage, row: EpisodeRow) -> ActionContract:
+    """Bridge's, at the frame rate of this episode."""
+    bridge = ActionContract()
+    contract = replace(bridge, fps=read_fps(where, row) or bridge.fps)
+    fps = contract.fps
     warn(
         f"{escape(str(where))}: no index.json says what the actions mean: taken as Bridge's, "
         f"{fps:g} frames a second (contract {contract.digest})"
@@ -122,9 +135,10 @@ def _contract(where: Storage, row: EpisodeRow) -> ActionContract:
     return contract
 
 
-def _shard(tar: str, size: int, rows: Sequence[EpisodeRow]) -> ShardFile:
+def shard_of(tar: str, size: int, rows: Sequence[EpisodeRow], sha256: str = "") -> ShardFile:
+    """What an index says of a tar, out of the rows of its split."""
     frames = [row.frames for row in rows if row.shard == tar]
-    return ShardFile(tar, size, sha256="", episodes=len(frames), frames=sum(frames))
+    return ShardFile(tar, size, sha256=sha256, episodes=len(frames), frames=sum(frames))
 
 
 def _remembered(note: Path) -> list[EpisodeRow] | None:

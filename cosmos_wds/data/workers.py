@@ -14,6 +14,7 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -32,6 +33,32 @@ def cores() -> int:
     """The cores that this process may use."""
     has_affinity = hasattr(os, "sched_getaffinity")
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+
+
+@contextmanager
+def ctrl_c_blocked() -> Iterator[None]:
+    """Let this process alone answer Ctrl-C, and not before the end of the block.
+
+    Processes that are begun within are born with it blocked: to ignore it in their own code would
+    be too late for one that comes while they import. Nor is this process interrupted as it hands
+    them their work. Where signals cannot be blocked (Windows), children hear it.
+    """
+    heard: list[Any] = []
+    usual = signal.getsignal(signal.SIGINT)
+    is_handled = callable(usual) and threading.current_thread() is threading.main_thread()
+    has_mask = hasattr(signal, "pthread_sigmask")
+    if is_handled:  # another thread, which does not block it, may be the one to be told
+        signal.signal(signal.SIGINT, lambda *words: heard.append(words))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if has_mask else ()
+    try:
+        yield
+    finally:
+        if has_mask:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if is_handled:
+            signal.signal(signal.SIGINT, usual)
+    if heard and callable(usual):
+        usual(*heard[0])
 
 
 def run_jobs(
@@ -57,7 +84,8 @@ def run_jobs(
     initargs = (watched, counter, begun)
     pool = ProcessPoolExecutor(min(processes, len(jobs)), context, _begin, initargs)
     try:
-        waiting = {pool.submit(_call, function, job): place for place, job in enumerate(jobs)}
+        with ctrl_c_blocked():
+            waiting = {pool.submit(_call, function, job): place for place, job in enumerate(jobs)}
         watch = _Watch(counter, on_progress)
         while waiting:
             done, _ = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)

@@ -62,7 +62,7 @@ def complete(
     if where.size(INDEX_NAME) >= 0:
         return _leave_alone(plan, where)
     if dry_run:
-        return _told(foresee(plan, where, engine))
+        return foresee(plan, where, engine).told()
     with _claimed(where):
         if where.size(INDEX_NAME) >= 0:  # another run has just finished it
             return _leave_alone(plan, where)
@@ -73,13 +73,7 @@ def complete(
             what = f"{error.filename or where}: {error.strerror or error}"
             raise DataError(f"{what}; nothing finished is lost, run again to go on") from None
         where.remove(UNFINISHED)
-    return _told(replace(summary, kept=kept, seconds=time.monotonic() - began))
-
-
-def _told(summary: Summary) -> Summary:
-    for line in summary.lines():
-        say(escape(line))
-    return summary
+    return replace(summary, kept=kept, seconds=time.monotonic() - began).told()
 
 
 def _leave_alone(plan: Plan, where: Storage) -> Summary:

@@ -4,6 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rich.markup import escape
+
+from cosmos_wds.console import say
 from cosmos_wds.data.looks import Rejected
 from cosmos_wds.data.publish import REJECTED_NAME
 from cosmos_wds.data.storage import Storage
@@ -40,6 +43,12 @@ class Summary:
 
     def __str__(self) -> str:
         return str(self.where)
+
+    def told(self) -> "Summary":
+        """Itself, once its words have been printed."""
+        for line in self.lines():
+            say(escape(line))
+        return self
 
     def lines(self) -> Iterator[str]:
         """The summary in words."""

@@ -22,7 +22,7 @@ import numpy as np
 
 from cosmos_wds.config import write_text
 from cosmos_wds.data.video import write_video
-from cosmos_wds.data.workers import cores
+from cosmos_wds.data.workers import cores, ctrl_c_blocked
 from cosmos_wds.errors import DataError
 from cosmos_wds.sources.scene import FPS, SceneEpisode, make_episode
 
@@ -130,7 +130,8 @@ def _work_in_pool(jobs: list[_Job], workers: int) -> Iterator[str]:
     running: deque[Future[str]] = deque()
     try:
         for job in jobs:
-            running.append(pool.submit(_make, job))
+            with ctrl_c_blocked():
+                running.append(pool.submit(_make, job))
             if len(running) >= 4 * workers:
                 yield running.popleft().result()
         while running:
