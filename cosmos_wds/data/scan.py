@@ -126,8 +126,8 @@ def read_fps(where: Storage, row: EpisodeRow) -> float | None:
 def _bridge_contract(where: Storage, row: EpisodeRow) -> ActionContract:
     """Bridge's, at the frame rate of this episode."""
     bridge = ActionContract()
-    contract = replace(bridge, fps=read_fps(where, row) or bridge.fps)
-    fps = contract.fps
+    fps = read_fps(where, row) or bridge.fps
+    contract = replace(bridge, fps=fps)
     warn(
         f"{escape(str(where))}: no index.json says what the actions mean: taken as Bridge's, "
         f"{fps:g} frames a second (contract {contract.digest})"
