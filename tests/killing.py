@@ -3,6 +3,7 @@
 import hashlib
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tests import forked
@@ -30,3 +31,14 @@ def content(folder):
         for path in sorted(Path(folder).rglob("*"))
         if path.is_file()
     }
+
+
+def children(pid):
+    """The processes that a process has begun and that live, as Linux lists them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            _, parent, *_ = path.read_text().rpartition(")")[2].split()
+            if int(parent) == pid:
+                found.append(int(path.parent.name))
+    return found

@@ -21,7 +21,7 @@ from cosmos_wds.recipe import load_recipe
 from tests.commands import ROOT, check, environment, run
 from tests.conftest import write_episode
 from tests.forked import Process
-from tests.killing import wait_for
+from tests.killing import children, wait_for
 
 COMMANDS = ("download", "shard", "train", "infer", "play", "demo")
 TINY = [
@@ -329,8 +329,7 @@ def started(*words, cwd):
 def test_ctrl_c_while_workers_are_born_is_answered_once(tmp_path, delay):
     """They hear it too, from the terminal, and have not yet been told to ignore it."""
     with started("download", "demo", "--set", "source.path=raw", cwd=tmp_path) as process:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        wait_for(lambda: len(children.read_text().split()) > 1, process)
+        wait_for(lambda: len(children(process.pid)) > 1, process)
         time.sleep(delay)
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=60)
